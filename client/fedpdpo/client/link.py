@@ -1,0 +1,252 @@
+"""The client's end of the wire: calls the server, tries again until it answers.
+
+Only counts, metrics, names and `SharedState` files go through here.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TypeVar
+
+import grpc
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
+
+from fedpdpo.client.evaluation import Metrics
+from fedpdpo.client.state import TrainedRound
+from fedpdpo.common.errors import Refused
+from fedpdpo.common.files import sha256_of
+from fedpdpo.common.layout import LoraLayout
+from fedpdpo.common.log import fields
+from fedpdpo.common.payload import Receiver, chunks_of
+from fedpdpo.common.run import Run
+from fedpdpo.common.statuses import RETRIED
+from fedpdpo.common.wire import layout_to_messages, run_from_message
+from fedpdpo.v1 import federation_pb2 as pb
+from fedpdpo.v1 import metrics_pb2, payload_pb2
+from fedpdpo.v1.federation_pb2_grpc import FederationServiceStub
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R")
+
+_POLL_S = 30.0
+_MAX_WAIT_S = 20.0
+_CALL_S = 60.0
+_TRANSFER_S = 3600.0
+_OPTIONS = [
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+]
+
+
+class Link:
+    """A connection to the server of one run. Close it when done.
+
+    A server that cannot be reached is waited for: without end once the run was joined, and for
+    `connect_timeout_s` before. Every other failure is raised as Refused with the server's words.
+    """
+
+    def __init__(self, server: str, client_id: str, *, connect_timeout_s: float) -> None:
+        self._server = server
+        self._client_id = client_id
+        self._run_id = ""
+        self._give_up_at: float | None = time.monotonic() + connect_timeout_s
+        self._channel = grpc.insecure_channel(server, options=_OPTIONS)
+        self._stub = FederationServiceStub(self._channel)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._channel.close()
+
+    def get_run(self) -> Run:
+        """The run that the server drives."""
+        request = pb.GetRunRequest()
+        response = self._call("GetRun", lambda: self._stub.GetRun(request, timeout=_CALL_S))
+        run = run_from_message(response.run)
+        self._run_id = run.run_id
+        return run
+
+    def join(
+        self,
+        *,
+        backbone_fingerprint: str,
+        tokenizer_fingerprint: str,
+        layout: LoraLayout,
+        num_train_pairs: int,
+        num_eval_pairs: int,
+    ) -> None:
+        """Enter the run."""
+        request = pb.JoinRequest(
+            run_id=self._run_id,
+            client_id=self._client_id,
+            backbone_fingerprint=backbone_fingerprint,
+            tokenizer_fingerprint=tokenizer_fingerprint,
+            lora_layout=layout_to_messages(layout),
+            num_train_pairs=num_train_pairs,
+            num_eval_pairs=num_eval_pairs,
+        )
+        self._call("Join", lambda: self._stub.Join(request, timeout=_CALL_S))
+        self._give_up_at = None
+
+    def assignment(self) -> pb.GetAssignmentResponse:
+        """What to do now; waits on the server's side while there is nothing."""
+        request = pb.GetAssignmentRequest(
+            run_id=self._run_id, client_id=self._client_id, wait_s=_POLL_S
+        )
+        timeout = _POLL_S + _CALL_S
+        return self._call(
+            "GetAssignment", lambda: self._stub.GetAssignment(request, timeout=timeout)
+        )
+
+    def pull(self, version: int, path: Path, layout: LoraLayout) -> None:
+        """Fetch a global adapter to `path`, unless a file is there. Raises StorageFull."""
+        if path.exists():
+            return
+        request = pb.PullAdapterRequest(
+            run_id=self._run_id, client_id=self._client_id, adapter_version=version
+        )
+        self._call("PullAdapter", lambda: self._receive(request, path, layout))
+
+    def _receive(self, request: pb.PullAdapterRequest, path: Path, layout: LoraLayout) -> None:
+        parts = self._stub.PullAdapter(request, timeout=_TRANSFER_S)
+        header = next(parts).header
+        with Receiver(
+            path,
+            num_bytes=header.num_bytes,
+            sha256=header.sha256,
+            max_bytes=layout.max_payload_bytes,
+        ) as receiver:
+            for part in parts:
+                receiver.write(part.chunk.offset, part.chunk.data)
+            receiver.finish()
+            receiver.keep()
+
+    def push(self, trained: TrainedRound) -> None:
+        """Send the delta of a trained round; returns when the server has it for good."""
+        header = pb.DeltaHeader(
+            run_id=self._run_id,
+            client_id=self._client_id,
+            round=trained.number,
+            num_pairs=trained.num_pairs,
+            report=metrics_pb2.TrainingReport(**asdict(trained.report)),
+            payload=payload_pb2.PayloadHeader(
+                num_bytes=trained.delta.stat().st_size, sha256=sha256_of(trained.delta)
+            ),
+        )
+
+        def parts() -> Iterator[pb.PushDeltaRequest]:
+            yield pb.PushDeltaRequest(header=header)
+            for offset, data in chunks_of(trained.delta):
+                chunk = payload_pb2.PayloadChunk(offset=offset, data=data)
+                yield pb.PushDeltaRequest(chunk=chunk)
+
+        self._call("PushDelta", lambda: self._stub.PushDelta(parts(), timeout=_TRANSFER_S))
+
+    def report(self, version: int, *, num_pairs: int, views: dict[str, Metrics]) -> None:
+        """Tell the held-out metrics of an adapter, by the wire's view names."""
+        request = pb.ReportEvaluationRequest(
+            run_id=self._run_id,
+            client_id=self._client_id,
+            adapter_version=version,
+            num_pairs=num_pairs,
+            evaluations=[
+                metrics_pb2.Evaluation(
+                    view=metrics_pb2.View.Value(view),
+                    metrics=metrics_pb2.PreferenceMetrics(**asdict(metrics)),
+                )
+                for view, metrics in views.items()
+            ],
+        )
+        self._call(
+            "ReportEvaluation", lambda: self._stub.ReportEvaluation(request, timeout=_CALL_S)
+        )
+
+    def heartbeat(self, *, activity: str, progress: float) -> None:
+        """Give one sign of life; a lost one does not matter."""
+        request = pb.HeartbeatRequest(
+            run_id=self._run_id,
+            client_id=self._client_id,
+            activity=activity,
+            progress=progress,
+        )
+        try:
+            self._stub.Heartbeat(request, timeout=_CALL_S)
+        except (grpc.RpcError, ValueError) as error:
+            log.debug(fields("heartbeat_lost", reason=repr(error)))
+
+    def leave(self) -> None:
+        """Leave the run."""
+        request = pb.LeaveRequest(run_id=self._run_id, client_id=self._client_id)
+        self._call("Leave", lambda: self._stub.Leave(request, timeout=_CALL_S))
+
+    def _call(self, method: str, attempt: Callable[[], R]) -> R:
+        retrying = Retrying(
+            retry=retry_if_exception(self._may_pass),
+            wait=wait_random_exponential(multiplier=0.5, max=_MAX_WAIT_S),
+            before_sleep=lambda state: self._say_waiting(method, state),
+            reraise=True,
+        )
+        try:
+            return retrying(attempt)
+        except grpc.RpcError as error:
+            raise Refused(f"{self._server}: {_reason(error)}") from error
+
+    def _may_pass(self, error: BaseException) -> bool:
+        if not isinstance(error, grpc.RpcError) or _code(error) not in RETRIED:
+            return False
+        return self._give_up_at is None or time.monotonic() < self._give_up_at
+
+    def _say_waiting(self, method: str, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        reason = _reason(error) if isinstance(error, grpc.RpcError) else repr(error)
+        wait_s = state.next_action.sleep if state.next_action else 0.0
+        log.warning(
+            fields("waiting_for_server", server=self._server, method=method,
+                   attempt=state.attempt_number, again_in_s=wait_s, reason=reason)
+        )  # fmt: skip
+
+
+def _code(error: grpc.RpcError) -> grpc.StatusCode:
+    return error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
+
+
+def _reason(error: grpc.RpcError) -> str:
+    code = _code(error)
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return "this is a gRPC server, but not a fedpdpo-server of this version"
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return f"the server cannot be reached ({_details(error)})"
+    return _details(error)
+
+
+def _details(error: grpc.RpcError) -> str:
+    return (error.details() or "no details") if isinstance(error, grpc.Call) else repr(error)
+
+
+class Heart:
+    """Beats in a thread of its own while the client works; use it as a context manager."""
+
+    def __init__(self, link: Link, *, every_s: float) -> None:
+        self.activity = ""
+        self.progress = 0.0
+        self._link = link
+        self._every_s = every_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+
+    def __enter__(self) -> "Heart":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        while not self._stop.wait(self._every_s):
+            self._link.heartbeat(activity=self.activity, progress=self.progress)

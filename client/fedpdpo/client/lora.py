@@ -1,0 +1,109 @@
+"""The shared LoRA adapter: put in by PEFT, taken out and set by name.
+
+`SharedState` is the only type that the link to the server sends; nothing private fits into it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fedpdpo.common.errors import BadModel, BadPayload
+from fedpdpo.common.layout import LoraLayout, check_payload
+from fedpdpo.common.run import LoraSettings
+
+
+def with_lora(model: Any, settings: LoraSettings) -> Any:
+    """Wrap a causal model with PEFT LoRA, whose matrices are float32 and the only trainable part.
+
+    Raises BadModel where no layer of the settings is there.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    num_layers = model.config.get_text_config().num_hidden_layers
+    only = None
+    if settings.last_layers:
+        only = list(range(max(0, num_layers - settings.last_layers), num_layers))
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=0.0,
+        target_modules=list(settings.target_modules),
+        layers_to_transform=only,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise BadModel(f"cannot put LoRA into the model: {error}") from error
+
+
+def _matrices(peft_model: Any) -> dict[str, Tensor]:
+    found = {}
+    for name, parameter in peft_model.named_parameters():
+        short = name.replace(".default.", ".")
+        if short.endswith((".lora_A.weight", ".lora_B.weight")):
+            found[short] = parameter
+    return dict(sorted(found.items()))
+
+
+def lora_parameters(peft_model: Any) -> list[Tensor]:
+    """The LoRA matrices themselves, in the order of their names."""
+    return list(_matrices(peft_model).values())
+
+
+def layout_of(peft_model: Any) -> LoraLayout:
+    """The layout of a model's LoRA matrices, named as in a PEFT adapter file."""
+    return LoraLayout(
+        tuple((name, tuple(matrix.shape)) for name, matrix in _matrices(peft_model).items())
+    )
+
+
+@dataclass(frozen=True)
+class SharedState:
+    """LoRA matrices by name, float32, on the CPU: an adapter, or the difference of two.
+
+    Raises BadPayload for tensors that are not exactly the layout's.
+    """
+
+    tensors: Mapping[str, Tensor]
+    layout: LoraLayout
+
+    def __post_init__(self) -> None:
+        shapes = tuple((name, tuple(t.shape)) for name, t in sorted(self.tensors.items()))
+        if shapes != self.layout.shapes:
+            raise BadPayload("these tensors are not those of the LoRA layout")
+
+    @classmethod
+    def of(cls, peft_model: Any) -> "SharedState":
+        """A copy of a model's LoRA matrices."""
+        copies = {
+            name: matrix.detach().to("cpu", torch.float32).clone()
+            for name, matrix in _matrices(peft_model).items()
+        }
+        return cls(copies, layout_of(peft_model))
+
+    @classmethod
+    def read(cls, path: Path, layout: LoraLayout) -> "SharedState":
+        """Read a file, after checking it against the layout. Raises BadPayload."""
+        check_payload(path, layout)
+        return cls(load_file(path), layout)
+
+    def write(self, path: Path) -> None:
+        """Write a safetensors file."""
+        save_file(dict(self.tensors), path)
+
+    def put_into(self, peft_model: Any) -> None:
+        """Set a model's LoRA matrices."""
+        with torch.no_grad():
+            for name, matrix in _matrices(peft_model).items():
+                matrix.copy_(self.tensors[name])
+
+    def minus(self, other: "SharedState") -> "SharedState":
+        """The delta from another state to this one."""
+        difference = {name: tensor - other.tensors[name] for name, tensor in self.tensors.items()}
+        return SharedState(difference, self.layout)

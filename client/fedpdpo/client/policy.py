@@ -1,0 +1,148 @@
+"""The policy of a client: frozen backbone, shared LoRA, private parts.
+
+Shapes: P pairs, T tokens, N response tokens, H hidden size. Numbers in brackets are the equations
+of docs/method.md.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedpdpo.client.backbone import Backbone
+from fedpdpo.client.layers import SplitDecoder, can_split
+from fedpdpo.client.logps import response_logps
+from fedpdpo.client.lora import lora_parameters, with_lora
+from fedpdpo.client.objective import PairScores
+from fedpdpo.client.packing import Pack, pack
+from fedpdpo.client.private import PrivateHead, PrivateParts
+from fedpdpo.client.tokens import PairTokens
+from fedpdpo.common.errors import BadModel
+from fedpdpo.common.log import fields
+from fedpdpo.common.run import Run
+
+log = logging.getLogger(__name__)
+
+#: What two ways of computing one log-probability may differ by, in nats per token.
+_TOLERANCE = {torch.float32: 1e-3}
+_LOW_PRECISION_TOLERANCE = 5e-2
+
+
+class Policy:
+    """Backbone, LoRA and private parts as one model that scores packs of pairs."""
+
+    def __init__(self, backbone: Backbone, run: Run, *, private_seed: int) -> None:
+        model = backbone.model
+        head = model.get_output_embeddings().weight
+        self.device = head.device
+        self.dtype = head.dtype
+        self.private = PrivateParts(head, run.method, seed=private_seed).to(self.device)
+        self._pretrained = PrivateHead(head, "frozen", 1, torch.Generator()).to(self.device)
+        if run.method.head == "frozen":
+            self._pretrained = self.private.head
+        self.trains_whole_head = run.method.head == "full"
+        self.peft_model = with_lora(model, run.lora)
+        decoder = model.get_decoder()
+        num_layers = model.config.get_text_config().num_hidden_layers
+        trunk = max(0, num_layers - run.lora.last_layers) if run.lora.last_layers else 0
+        self.decoder = SplitDecoder(decoder, num_trunk_layers=trunk if can_split(decoder) else 0)
+
+    def lora(self) -> list[Tensor]:
+        """The shared parameters."""
+        return lora_parameters(self.peft_model)
+
+    def entering(self, batch: Pack) -> Tensor | None:
+        """What the frozen trunk makes of a pack, (T, H); None where there is no trunk."""
+        return self.decoder.trunk(batch) if self.decoder.num_trunk_layers else None
+
+    def scores(
+        self, batch: Pack, entering: Tensor | None = None, *, personalized: bool = True
+    ) -> PairScores:
+        """Log-probabilities and explicit rewards of a pack's pairs, with the present LoRA.
+
+        `entering` are the trunk's hidden states, where they are known. Without `personalized` the
+        head is the pretrained one, without bottleneck and reward: the global model.
+        """
+        if entering is None and self.decoder.num_trunk_layers:
+            entering = self.decoder.trunk(batch)
+        if entering is None:
+            h = self.decoder.whole(batch).float()
+        else:
+            h = self.decoder.upper(batch, entering.to(self.dtype)).float()
+        z = self.private.features(h) if personalized else h
+        head = self.private.head if personalized else self._pretrained
+        logps = response_logps(
+            z[batch.predicting], head, batch.targets, batch.owner, num_responses=len(batch.last)
+        )
+        last = z[batch.last]
+        rewards = self.private.rewards(last) if personalized else last.new_zeros(len(last))
+        return PairScores(logps[0::2], logps[1::2], rewards[0::2], rewards[1::2])
+
+    def reference_scores(self, batch: Pack, entering: Tensor | None = None) -> PairScores:
+        """The same of the reference [4]: no LoRA, pretrained head."""
+        with torch.no_grad(), self.peft_model.disable_adapter():
+            return self.scores(batch, entering, personalized=False)
+
+    def check(self, pair: PairTokens) -> None:
+        """Check on one pair that packing gives what the model's own plain pass gives.
+
+        Gives up the trunk where only the split is at fault. Raises BadModel where this model
+        cannot take packed pairs.
+        """
+        batch = pack([pair], [0], device=self.device)
+        tolerance = _TOLERANCE.get(self.dtype, _LOW_PRECISION_TOLERANCE)
+        with torch.no_grad(), self.peft_model.disable_adapter():
+            plain = self._plain_logps(pair)
+            for attempt in self._attempts():
+                attempt()
+                scores = self.scores(batch, personalized=False)
+                packed = torch.cat([scores.chosen_logps, scores.rejected_logps])
+                error = float((packed - plain).abs().max()) / max(
+                    len(pair.chosen), len(pair.rejected)
+                )
+                if error <= tolerance:
+                    kind = f"{self.decoder.num_trunk_layers} frozen trunk layers"
+                    log.info(fields("engine", packing="shared prefix", trunk=kind, error=error))
+                    return
+        raise BadModel(
+            f"packed pairs give log-probabilities {error:.3g} nats per token off this model's "
+            "plain ones; its attention does not take the mask, so it cannot be trained here"
+        )
+
+    def _attempts(self) -> list[Callable[[], None]]:
+        def give_up_trunk() -> None:
+            self.decoder.num_trunk_layers = 0
+
+        return [lambda: None, give_up_trunk] if self.decoder.num_trunk_layers else [lambda: None]
+
+    def _plain_logps(self, pair: PairTokens) -> Tensor:
+        sums = []
+        for response in (pair.chosen, pair.rejected):
+            ids = torch.tensor([*pair.prompt, *response], device=self.device)
+            h = self.decoder.plain(ids).float()[len(pair.prompt) - 1 : -1]
+            targets = ids[len(pair.prompt) :]
+            owner = torch.zeros_like(targets)
+            sums.append(response_logps(h, self._pretrained, targets, owner, num_responses=1))
+        return torch.cat(sums)
+
+
+def as_causal_model(policy: Policy) -> Any:
+    """The personalised model as transformers knows models: `generate` works, gradients do not.
+
+    Its output layer is the client's bottleneck adapter followed by the client's head.
+    """
+
+    class PersonalOutput(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.private = policy.private
+
+        def forward(self, h: Tensor) -> Tensor:
+            logits: Tensor = self.private.head(self.private.features(h.float()))
+            return logits
+
+    model = policy.peft_model.get_base_model()
+    model.lm_head = PersonalOutput()
+    return policy.peft_model

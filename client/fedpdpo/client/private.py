@@ -1,0 +1,94 @@
+"""The private parts of a client: bottleneck adapter, LLM head, explicit reward head.
+
+Shapes: N positions, H hidden size, V vocabulary, M bottleneck width, R head rank. Numbers in
+brackets are the equations of docs/method.md. All parameters are float32.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedpdpo.common.run import MethodSettings
+
+
+class Bottleneck(nn.Module):
+    """z = h + U gelu(D h) [2]; U is zero at the start, so that z is h."""
+
+    def __init__(self, hidden: int, width: int, generator: torch.Generator) -> None:
+        super().__init__()
+        bound = hidden**-0.5
+        down = torch.empty(width, hidden).uniform_(-bound, bound, generator=generator)
+        self.down = nn.Parameter(down)
+        self.up = nn.Parameter(torch.zeros(hidden, width))
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Shapes: (..., H) -> (..., H)."""
+        return h + F.linear(F.gelu(F.linear(h, self.down)), self.up)
+
+
+class PrivateHead(nn.Module):
+    """The LLM head W [3]: trained whole, by a low-rank addition, or not at all."""
+
+    def __init__(
+        self,
+        pretrained: Tensor,
+        kind: Literal["full", "lowrank", "frozen"],
+        rank: int,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        weight = pretrained.detach().float()
+        if kind == "full":
+            weight = weight.clone()
+        self.weight = nn.Parameter(weight, requires_grad=kind == "full")
+        vocabulary, hidden = weight.shape
+        self.a: nn.Parameter | None = None
+        self.b: nn.Parameter | None = None
+        if kind == "lowrank":
+            bound = hidden**-0.5
+            a = torch.empty(rank, hidden).uniform_(-bound, bound, generator=generator)
+            self.a = nn.Parameter(a)
+            self.b = nn.Parameter(torch.zeros(vocabulary, rank))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Logits. Shapes: (..., H) -> (..., V)."""
+        logits = F.linear(z, self.weight)
+        if self.a is not None and self.b is not None:
+            logits = logits + F.linear(F.linear(z, self.a), self.b)
+        return logits
+
+
+class RewardHead(nn.Module):
+    """r_exp = v . z_last [6], from zero; a bias would cancel in every margin, so there is none."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.v = nn.Parameter(torch.zeros(hidden))
+
+    def forward(self, z_last: Tensor) -> Tensor:
+        """Shapes: (P, H) -> (P,)."""
+        return z_last @ self.v
+
+
+class PrivateParts(nn.Module):
+    """All that a client keeps to itself. Begins as the plain model with zero reward."""
+
+    def __init__(self, pretrained_head: Tensor, method: MethodSettings, *, seed: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        hidden = pretrained_head.shape[1]
+        self.bottleneck = (
+            Bottleneck(hidden, method.bottleneck, generator) if method.bottleneck else None
+        )
+        self.head = PrivateHead(pretrained_head, method.head, method.head_rank, generator)
+        self.reward = RewardHead(hidden) if method.reward_head else None
+
+    def features(self, h: Tensor) -> Tensor:
+        """Z from h. Shapes: (..., H) -> (..., H)."""
+        return h if self.bottleneck is None else self.bottleneck(h)
+
+    def rewards(self, z_last: Tensor) -> Tensor:
+        """Explicit rewards; zero where there is no reward head. Shapes: (P, H) -> (P,)."""
+        return z_last.new_zeros(len(z_last)) if self.reward is None else self.reward(z_last)

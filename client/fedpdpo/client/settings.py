@@ -1,0 +1,56 @@
+"""What the owner of a client may set."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from fedpdpo.common.settings import Settings
+
+
+class ClientSettings(Settings):
+    """Take part in a federated run: train on local preferences, send LoRA deltas only."""
+
+    model_config = SettingsConfigDict(env_prefix="FEDPDPO_CLIENT_")
+
+    server: str = Field(pattern=r"^\S+:\d{1,5}$", description="address of the server, as host:port")
+    data: Path = Field(description="file or folder of preferences: JSONL, JSON or Parquet")
+    eval_data: Path | None = Field(
+        None, description="preferences to measure on; by default a share of --data is held out"
+    )
+    eval_share: float = Field(
+        0.1, gt=0, lt=1, description="share of --data held out where there is no --eval-data"
+    )
+    skip_bad_records: bool = Field(False, description="go on without records that are malformed")
+    state_dir: Path = Field(
+        Path("fedpdpo-client-state"),
+        description="folder of the private parts; start again to go on",
+    )
+    client_id: str | None = Field(
+        None, description="name in the run; by default made from the host's name and kept"
+    )
+    model: str | None = Field(
+        None,
+        description="where the run's backbone lies here: a Hugging Face id, a folder, a GGUF file",
+    )
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1 or mps")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the frozen backbone: float32 or bfloat16"
+    )
+    threads: int = Field(0, ge=0, description="CPU threads; 0 means all cores")
+    max_tokens: int = Field(
+        1024, ge=8, description="tokens of a prompt with one response; longer ones are cut"
+    )
+    tokens_per_pack: int = Field(
+        1024, ge=1, description="tokens of several pairs that are computed as one sequence"
+    )
+    trunk_cache_gib: float = Field(
+        2.0, ge=0, description="memory for what the frozen layers make of the pairs; 0: none"
+    )
+    heartbeat_s: float = Field(10.0, gt=0, description="seconds between signs of life")
+    connect_timeout_s: float = Field(
+        600.0,
+        ge=0,
+        description="seconds to wait for a server not reached yet; once joined, it waits on",
+    )

@@ -1,0 +1,199 @@
+"""The private state of a client on its own disk.
+
+    STATE_DIR/client.json                       the client's name and the run that it belongs to
+    STATE_DIR/rounds/round-00003/               what round 3 left: all of it or none
+        private.safetensors                     head, bottleneck and reward head
+        optimizer.safetensors                   their moments
+        delta.safetensors                       the LoRA delta, kept until a later round is here
+        state.json                              round, report and the digests of the three
+    STATE_DIR/adapters/version-00003.safetensors  global adapters
+    STATE_DIR/reference-*.safetensors           reference margins, computed once
+
+A round's folder is renamed into place when it is complete, so a process that dies at any moment
+leaves the last complete round. The round before it is kept as well.
+"""
+
+import json
+import secrets
+import shutil
+import socket
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fedpdpo.client.lora import SharedState
+from fedpdpo.client.training import TrainingReport
+from fedpdpo.common.errors import BadState
+from fedpdpo.common.files import sha256_of, whole_file, whole_folder
+from fedpdpo.common.run import check_client_id
+
+_KEPT_ROUNDS = 2
+_PARTS = ("private", "optimizer", "delta")
+
+
+@dataclass(frozen=True)
+class PrivateState:
+    """What never leaves the client: tensors of the private parts and their moments."""
+
+    parameters: dict[str, Tensor]
+    moments: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class TrainedRound:
+    """A round that the client has trained."""
+
+    number: int
+    num_pairs: int
+    report: TrainingReport
+    delta: Path
+
+
+class ClientState:
+    """One client's state directory, which this process holds.
+
+    Raises BadState where it belongs to another client or run, or is damaged.
+    """
+
+    def __init__(self, folder: Path, *, client_id: str | None) -> None:
+        self.folder = folder
+        self._identity = self._read_identity()
+        known = self._identity.get("client_id")
+        if known and client_id and known != client_id:
+            raise BadState(
+                f"{folder} belongs to client {known}, not {client_id}; give another --state-dir"
+            )
+        default = f"{socket.gethostname().partition('.')[0][:48]}-{secrets.token_hex(3)}"
+        self.client_id = check_client_id(known or client_id or default)
+        for partial in folder.rglob(".*.partial"):
+            shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
+
+    def bind(self, run_id: str, *, model: str) -> None:
+        """Tie the directory to a run. Raises BadState where it is tied to another one."""
+        known = self._identity.get("run_id")
+        if known and known != run_id:
+            raise BadState(
+                f"{self.folder} holds the private parts of run {known}, but the server drives run "
+                f"{run_id}; give another --state-dir for the new run"
+            )
+        self._identity = {"client_id": self.client_id, "run_id": run_id, "model": model}
+        with whole_file(self.folder / "client.json") as partial:
+            partial.write_text(json.dumps(self._identity, indent=2), encoding="utf-8")
+
+    def _read_identity(self) -> dict[str, str]:
+        path = self.folder / "client.json"
+        if not path.exists():
+            return {}
+        values = _read_json(path)
+        if not all(isinstance(value, str) for value in values.values()):
+            raise BadState(f"{path} is damaged; restore it or give another --state-dir")
+        return values
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """The client's name, its run and its model; empty before the first run."""
+        return self._identity
+
+    # --- rounds -------------------------------------------------------------------------------
+
+    def _round_folders(self) -> list[Path]:
+        return sorted((self.folder / "rounds").glob("round-*"))
+
+    def save_round(
+        self,
+        number: int,
+        *,
+        private: PrivateState,
+        delta: SharedState,
+        num_pairs: int,
+        report: TrainingReport,
+    ) -> TrainedRound:
+        """Keep what a round left, durably and as a whole. Raises StorageFull."""
+        folder = self.folder / "rounds" / f"round-{number:05d}"
+        with whole_folder(folder) as partial:
+            save_file(private.parameters, partial / "private.safetensors")
+            save_file(private.moments, partial / "optimizer.safetensors")
+            delta.write(partial / "delta.safetensors")
+            state = {
+                "round": number,
+                "num_pairs": num_pairs,
+                "report": asdict(report),
+                "sha256": {
+                    part: sha256_of(partial / f"{part}.safetensors").hex() for part in _PARTS
+                },
+            }
+            (partial / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
+        for old in self._round_folders()[:-_KEPT_ROUNDS]:
+            shutil.rmtree(old)
+        return self._trained(folder, state)
+
+    def last_round(self) -> tuple[TrainedRound, PrivateState] | None:
+        """The last complete round and what it left; None before the first one.
+
+        Raises BadState, naming the file, where a digest is not the one written beside it.
+        """
+        folders = self._round_folders()
+        if not folders:
+            return None
+        folder = folders[-1]
+        state = _read_json(folder / "state.json")
+        for part in _PARTS:
+            path = folder / f"{part}.safetensors"
+            try:
+                intact = sha256_of(path).hex() == state["sha256"][part]
+            except (OSError, KeyError, TypeError):
+                intact = False
+            if not intact:
+                before = f"; without {folder} it goes on from {folders[-2].name}" * (
+                    len(folders) > 1
+                )
+                raise BadState(f"{path} is damaged or missing; restore it from a backup{before}")
+        private = PrivateState(
+            load_file(folder / "private.safetensors"), load_file(folder / "optimizer.safetensors")
+        )
+        return self._trained(folder, state), private
+
+    @staticmethod
+    def _trained(folder: Path, state: dict[str, Any]) -> TrainedRound:
+        try:
+            report = TrainingReport(**state["report"])
+            delta = folder / "delta.safetensors"
+            return TrainedRound(int(state["round"]), int(state["num_pairs"]), report, delta)
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadState(f"{folder / 'state.json'} is damaged; restore it") from error
+
+    # --- other files --------------------------------------------------------------------------
+
+    def adapter_path(self, version: int) -> Path:
+        """Where a global adapter lies or will lie."""
+        return self.folder / "adapters" / f"version-{version:05d}.safetensors"
+
+    def last_adapter(self) -> Path:
+        """The newest global adapter. Raises BadState where none was pulled yet."""
+        found = sorted((self.folder / "adapters").glob("version-*.safetensors"))
+        if not found:
+            raise BadState(f"{self.folder} holds no global adapter yet; let a round finish first")
+        return found[-1]
+
+    def forget_adapters_before(self, version: int) -> None:
+        """Remove global adapters older than a version."""
+        for path in (self.folder / "adapters").glob("version-*.safetensors"):
+            if path < self.adapter_path(version):
+                path.unlink()
+
+    def reference_path(self, part: str) -> Path:
+        """Where the reference margins of the `train` or `eval` pairs lie."""
+        return self.folder / f"reference-{part}.safetensors"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadState(f"{path} is damaged or missing; restore it from a backup") from error
+    if not isinstance(values, dict):
+        raise BadState(f"{path} is damaged; restore it from a backup")
+    return values

@@ -1,0 +1,1 @@
+"""What both daemons need: settings, layout, payloads, files, errors."""

@@ -1,0 +1,80 @@
+"""Everything that can go wrong by name, drawn once.
+
+    FedPDPOError
+    ├── BadSettings        a setting that is unknown, out of range or at odds with another
+    ├── BadData            preference data that cannot be read as pairs
+    ├── BadModel           a backbone or tokenizer that cannot be loaded or used
+    ├── BadState           a state directory that is damaged, foreign or in use
+    ├── BadRequest         a message whose fields are malformed
+    ├── BadPayload         a payload whose tensors, chunks or values are wrong
+    │   ├── TooLarge       more bytes than the layout has
+    │   └── WrongDigest    bytes that are not those announced
+    ├── StorageFull        a write that failed for want of space; the old state stays
+    ├── Mismatch           another run, backbone, tokenizer or layout than the run's
+    ├── NotOpen            a round that is closed, not yet open, or asked of others
+    ├── NotFound           a client that has not joined, a version that is not published
+    ├── AlreadyPushed      another delta of this client and round was accepted before
+    └── Refused            the server refused a request; carries the server's words
+
+Which gRPC status each becomes is told by `fedpdpo.common.statuses`.
+"""
+
+
+class FedPDPOError(Exception):
+    """An error whose message is meant for the person at the terminal."""
+
+
+class BadSettings(FedPDPOError):
+    """A setting that is unknown, out of range or at odds with another."""
+
+
+class BadData(FedPDPOError):
+    """Preference data that cannot be read as pairs."""
+
+
+class BadModel(FedPDPOError):
+    """A backbone or tokenizer that cannot be loaded or used."""
+
+
+class BadState(FedPDPOError):
+    """A state directory that is damaged, belongs to another run or is in use."""
+
+
+class BadRequest(FedPDPOError):
+    """A message whose fields are malformed."""
+
+
+class BadPayload(FedPDPOError):
+    """A payload whose tensors, chunks or values are wrong."""
+
+
+class TooLarge(BadPayload):
+    """More bytes than the layout has."""
+
+
+class WrongDigest(BadPayload):
+    """Bytes that are not those announced."""
+
+
+class StorageFull(FedPDPOError):
+    """A write that failed for want of space; the old state stays."""
+
+
+class Mismatch(FedPDPOError):
+    """Another run, backbone, tokenizer or layout than the run's."""
+
+
+class NotOpen(FedPDPOError):
+    """A round that is closed, not yet open, or asked of others."""
+
+
+class NotFound(FedPDPOError):
+    """A client that has not joined, or a version that is not published."""
+
+
+class AlreadyPushed(FedPDPOError):
+    """Another delta of this client and round was accepted before."""
+
+
+class Refused(FedPDPOError):
+    """The server refused a request; the message carries the server's words."""

@@ -1,0 +1,93 @@
+"""The LoRA layout: which tensors are shared, and how a payload of them is checked.
+
+A shape is a tuple of sizes. Every shared tensor is float32.
+"""
+
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from fedpdpo.common.errors import BadPayload, BadRequest
+
+_MAX_TENSORS = 100_000
+_MAX_NAME_CHARS = 512
+_MAX_ELEMENTS = 2**34
+_HEADER_BYTES_PER_TENSOR = 160
+
+
+@dataclass(frozen=True)
+class LoraLayout:
+    """Names and shapes of the shared tensors, sorted by name.
+
+    Raises BadRequest where there is none, one comes twice, or a name or shape is malformed.
+    """
+
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+
+    def __post_init__(self) -> None:
+        names = [name for name, _ in self.shapes]
+        if not names:
+            raise BadRequest("the LoRA layout is empty")
+        if len(names) > _MAX_TENSORS:
+            raise BadRequest(f"the LoRA layout has {len(names)} tensors, at most {_MAX_TENSORS}")
+        if names != sorted(set(names)):
+            raise BadRequest("the LoRA layout is not sorted by name, or names a tensor twice")
+        for name, shape in self.shapes:
+            if not name or len(name) > _MAX_NAME_CHARS or not name.isprintable():
+                raise BadRequest(f"the LoRA layout has a malformed tensor name: {name[:80]!r}")
+            if len(shape) != 2 or min(shape) < 1 or prod(shape) > _MAX_ELEMENTS:
+                raise BadRequest(f"the LoRA layout gives {name} the shape {list(shape)}")
+            if not name.endswith((".lora_A.weight", ".lora_B.weight")):
+                raise BadRequest(f"the LoRA layout names {name}, which is no LoRA matrix")
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors together, without a file header."""
+        return sum(4 * prod(shape) for _, shape in self.shapes)
+
+    @property
+    def max_payload_bytes(self) -> int:
+        """No payload of this layout is larger than this."""
+        names = sum(len(name.encode()) for name, _ in self.shapes)
+        return self.num_bytes + names + _HEADER_BYTES_PER_TENSOR * (len(self.shapes) + 16)
+
+    def difference(self, other: "LoraLayout") -> str:
+        """The first thing in which another layout differs, for people; empty where none does."""
+        mine, theirs = dict(self.shapes), dict(other.shapes)
+        for name in sorted(mine.keys() | theirs.keys()):
+            if mine.get(name) != theirs.get(name):
+                return f"{name} is {_show(mine.get(name))} here and {_show(theirs.get(name))} there"
+        return ""
+
+
+def _show(shape: tuple[int, ...] | None) -> str:
+    return "absent" if shape is None else f"of shape {list(shape)}"
+
+
+def check_payload(path: Path, layout: LoraLayout) -> None:
+    """Check that a safetensors file holds exactly the layout's tensors.
+
+    Reads the header only; the safetensors reader refuses overlapping, negative and missing
+    offsets. Raises BadPayload, which names the first tensor that is wrong.
+    """
+    expected = dict(layout.shapes)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            found = set(file.keys())
+            if foreign := sorted(found - expected.keys()):
+                raise BadPayload(
+                    f"the payload holds {foreign[0][:200]}, which the run's LoRA lacks"
+                )
+            if missing := sorted(expected.keys() - found):
+                raise BadPayload(f"the payload lacks {missing[0]}")
+            for name, shape in layout.shapes:
+                view = file.get_slice(name)
+                if view.get_dtype() != "F32" or tuple(view.get_shape()) != shape:
+                    raise BadPayload(
+                        f"the payload's {name} is {view.get_dtype()} {view.get_shape()}, "
+                        f"the run's is F32 {list(shape)}"
+                    )
+    except SafetensorError as error:
+        raise BadPayload(f"the payload is not a valid safetensors file: {error}") from error

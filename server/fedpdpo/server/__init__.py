@@ -1,0 +1,1 @@
+"""The aggregation server: drives rounds, averages LoRA deltas, never sees a preference."""

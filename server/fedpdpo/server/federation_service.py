@@ -1,0 +1,162 @@
+"""FederationService: unpacks a message, calls one method of the domain, packs the answer."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fedpdpo.common.errors import BadPayload, NotFound
+from fedpdpo.common.layout import LoraLayout
+from fedpdpo.common.payload import chunks_of
+from fedpdpo.common.run import check_client_id
+from fedpdpo.common.wire import run_to_message
+from fedpdpo.server.changes import Changes
+from fedpdpo.server.federation import Evaluate, Federation, Finish, Task, Train, Wait
+from fedpdpo.server.intake import Announced, Intake, Metrics
+from fedpdpo.server.store import AdapterRow
+from fedpdpo.v1 import federation_pb2 as pb
+from fedpdpo.v1 import metrics_pb2, payload_pb2
+from fedpdpo.v1.federation_pb2_grpc import FederationServiceServicer
+
+_MAX_WAIT_S = 60.0
+
+
+class FederationService(FederationServiceServicer):
+    """The federation at the wire."""
+
+    def __init__(self, federation: Federation, changes: Changes) -> None:
+        self._federation = federation
+        self._intake = Intake(federation)
+        self._changes = changes
+
+    def _known(self, request: Any) -> str:
+        self._federation.check_run(request.run_id)
+        return check_client_id(request.client_id)
+
+    async def GetRun(self, request: pb.GetRunRequest, context: Any) -> pb.GetRunResponse:
+        """The run."""
+        return pb.GetRunResponse(run=run_to_message(self._federation.run))
+
+    async def Join(self, request: pb.JoinRequest, context: Any) -> pb.JoinResponse:
+        """Enter a client."""
+        client_id = self._known(request)
+        shapes = tuple((spec.name, tuple(spec.shape)) for spec in request.lora_layout)
+        run = await asyncio.to_thread(
+            self._federation.join,
+            client_id,
+            backbone_fingerprint=request.backbone_fingerprint,
+            tokenizer_fingerprint=request.tokenizer_fingerprint,
+            layout=LoraLayout(shapes),
+            num_train_pairs=request.num_train_pairs,
+            num_eval_pairs=request.num_eval_pairs,
+        )
+        return pb.JoinResponse(run=run_to_message(run))
+
+    async def GetAssignment(
+        self, request: pb.GetAssignmentRequest, context: Any
+    ) -> pb.GetAssignmentResponse:
+        """The client's task; waits while there is none."""
+        client_id = self._known(request)
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + min(max(request.wait_s, 0.0), _MAX_WAIT_S)
+        while True:
+            change = self._changes.next
+            task = await asyncio.to_thread(self._federation.task, client_id)
+            left_s = give_up - loop.time()
+            if not isinstance(task, Wait) or left_s <= 0:
+                return _packed(task)
+            await self._changes.wait(change, at_most_s=left_s)
+
+    async def PullAdapter(
+        self, request: pb.PullAdapterRequest, context: Any
+    ) -> AsyncIterator[pb.PullAdapterResponse]:
+        """Stream an adapter."""
+        client_id, version = self._known(request), request.adapter_version
+        federation = self._federation
+        with federation.reading() as session:
+            federation.client(session, client_id)
+            row = session.get(AdapterRow, version)
+        if row is None:
+            raise NotFound(f"adapter version {version} is not published")
+        header = payload_pb2.PayloadHeader(num_bytes=row.num_bytes, sha256=row.sha256)
+        yield pb.PullAdapterResponse(header=header)
+        for offset, data in chunks_of(federation.store.adapter_path(version)):
+            chunk = payload_pb2.PayloadChunk(offset=offset, data=data)
+            yield pb.PullAdapterResponse(chunk=chunk)
+        with federation.lock, federation.store.session() as session, session.begin():
+            federation.client(session, client_id).bytes_sent += row.num_bytes
+
+    async def PushDelta(
+        self, request_iterator: AsyncIterator[pb.PushDeltaRequest], context: Any
+    ) -> pb.PushDeltaResponse:
+        """Take a delta: header, then chunks."""
+        first = await anext(request_iterator, None)
+        if first is None or first.WhichOneof("part") != "header":
+            raise BadPayload("a delta begins with its header")
+        header = first.header
+        announced = Announced(
+            client_id=self._known(header),
+            round_number=header.round,
+            num_pairs=header.num_pairs,
+            num_bytes=header.payload.num_bytes,
+            sha256=header.payload.sha256,
+            report={field.name: value for field, value in header.report.ListFields()},
+        )
+        receiver = await asyncio.to_thread(self._intake.receiver, announced)
+        if receiver is None:
+            return pb.PushDeltaResponse(already_counted=True)
+        with receiver:
+            async for message in request_iterator:
+                if message.WhichOneof("part") != "chunk":
+                    raise BadPayload("a delta has one header; chunks follow it")
+                await asyncio.to_thread(receiver.write, message.chunk.offset, message.chunk.data)
+            counted = await asyncio.to_thread(self._intake.accept, announced, receiver)
+        return pb.PushDeltaResponse(already_counted=counted)
+
+    async def ReportEvaluation(
+        self, request: pb.ReportEvaluationRequest, context: Any
+    ) -> pb.ReportEvaluationResponse:
+        """Keep held-out metrics."""
+        views = {
+            metrics_pb2.View.Name(item.view): Metrics(
+                item.metrics.implicit_accuracy,
+                item.metrics.explicit_accuracy,
+                item.metrics.combined_accuracy,
+                item.metrics.margin,
+                item.metrics.loss,
+            )
+            for item in request.evaluations
+            if item.view in (metrics_pb2.VIEW_GLOBAL, metrics_pb2.VIEW_PERSONALIZED)
+        }
+        await asyncio.to_thread(
+            self._intake.evaluation,
+            self._known(request),
+            version=request.adapter_version,
+            num_pairs=request.num_pairs,
+            views=views,
+        )
+        return pb.ReportEvaluationResponse()
+
+    async def Heartbeat(self, request: pb.HeartbeatRequest, context: Any) -> pb.HeartbeatResponse:
+        """Note a sign of life."""
+        client_id = self._known(request)
+        self._federation.heartbeat(client_id, activity=request.activity, progress=request.progress)
+        return pb.HeartbeatResponse()
+
+    async def Leave(self, request: pb.LeaveRequest, context: Any) -> pb.LeaveResponse:
+        """Let a client go."""
+        await asyncio.to_thread(self._federation.leave, self._known(request))
+        return pb.LeaveResponse()
+
+
+def _packed(task: Task) -> pb.GetAssignmentResponse:
+    match task:
+        case Wait(reason):
+            return pb.GetAssignmentResponse(wait=pb.WaitTask(reason=reason))
+        case Evaluate(version):
+            return pb.GetAssignmentResponse(evaluate=pb.EvaluateTask(adapter_version=version))
+        case Train(number):
+            train = pb.TrainTask(round=number, adapter_version=number - 1)
+            return pb.GetAssignmentResponse(train=train)
+        case Finish(version, stopped):
+            finish = pb.FinishTask(adapter_version=version, stopped=stopped)
+            return pb.GetAssignmentResponse(finish=finish)

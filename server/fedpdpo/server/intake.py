@@ -1,0 +1,152 @@
+"""What clients send: deltas and evaluations, checked, then kept durably."""
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fedpdpo.common.errors import AlreadyPushed, BadRequest, NotFound, NotOpen
+from fedpdpo.common.layout import check_payload
+from fedpdpo.common.payload import Receiver
+from fedpdpo.server.averaging import check_finite
+from fedpdpo.server.federation import Federation
+from fedpdpo.server.store import AdapterRow, DeltaRow, EvaluationRow
+
+_MAX_PAIRS = 10**9
+_SHARES = ("implicit_accuracy", "explicit_accuracy", "combined_accuracy")
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Held-out means of one view; the field names are those of the wire's PreferenceMetrics."""
+
+    implicit_accuracy: float
+    explicit_accuracy: float
+    combined_accuracy: float
+    margin: float
+    loss: float
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not math.isfinite(value) or (name in _SHARES and not 0 <= value <= 1):
+                raise BadRequest(f"the metric {name} is {value}")
+
+
+@dataclass(frozen=True)
+class Announced:
+    """A delta that a client is about to send."""
+
+    client_id: str
+    round_number: int
+    num_pairs: int
+    num_bytes: int
+    sha256: bytes
+    report: dict[str, float]
+
+
+class Intake:
+    """Receives what clients send to a federation."""
+
+    def __init__(self, federation: Federation) -> None:
+        self._federation = federation
+
+    def receiver(self, delta: Announced) -> Receiver | None:
+        """A receiver for a delta's bytes; None where the same delta has been counted.
+
+        Raises NotFound, NotOpen, AlreadyPushed, BadRequest, TooLarge or BadPayload.
+        """
+        federation = self._federation
+        if not 1 <= delta.num_pairs <= _MAX_PAIRS:
+            raise BadRequest(f"a delta of {delta.num_pairs} pairs; 1 to {_MAX_PAIRS} are possible")
+        if not all(math.isfinite(value) for value in delta.report.values()):
+            raise BadRequest("the training report holds NaN or infinity")
+        with federation.lock:
+            if self._is_counted(delta):
+                return None
+            return Receiver(
+                federation.store.delta_path(delta.round_number, delta.client_id),
+                num_bytes=delta.num_bytes,
+                sha256=delta.sha256,
+                max_bytes=federation.layout.max_payload_bytes,
+            )
+
+    def accept(self, delta: Announced, received: Receiver) -> bool:
+        """Check and count a delta that came whole; durable when this returns.
+
+        Returns whether the same delta had been counted meanwhile. Raises WrongDigest, BadPayload,
+        NotOpen, AlreadyPushed or StorageFull; nothing is counted then.
+        """
+        federation = self._federation
+        path: Path = received.finish()
+        check_payload(path, federation.layout)
+        check_finite(path)
+        with federation.lock:
+            if self._is_counted(delta):
+                return True
+            received.keep()
+            with federation.store.session() as session, session.begin():
+                federation.client(session, delta.client_id).bytes_received += delta.num_bytes
+                session.add(
+                    DeltaRow(
+                        round_number=delta.round_number,
+                        client_id=delta.client_id,
+                        num_pairs=delta.num_pairs,
+                        num_bytes=delta.num_bytes,
+                        sha256=delta.sha256,
+                        report=delta.report,
+                    )
+                )
+                federation.record(
+                    session,
+                    "delta_received",
+                    round=delta.round_number,
+                    client=delta.client_id,
+                    pairs=delta.num_pairs,
+                    loss=delta.report.get("loss", math.nan),
+                )
+        federation.notify()
+        return False
+
+    def _is_counted(self, delta: Announced) -> bool:
+        federation, number = self._federation, delta.round_number
+        with federation.store.session() as session:
+            federation.client(session, delta.client_id)
+            if found := session.get(DeltaRow, (number, delta.client_id)):
+                if found.sha256 == delta.sha256:
+                    return True
+                raise AlreadyPushed(f"another delta of {delta.client_id} for round {number} counts")
+            opened = federation.open_round(session)
+            if opened is None or opened.closing or opened.number != number:
+                now = "no round is" if opened is None else f"round {opened.number} is"
+                closing = " and closing" if opened is not None and opened.closing else ""
+                raise NotOpen(
+                    f"round {number} is not open, {now} open{closing}; ask for the present task"
+                )
+            if delta.client_id not in opened.sampled:
+                raise NotOpen(f"round {number} did not ask {delta.client_id} to train")
+        return False
+
+    def evaluation(
+        self, client_id: str, *, version: int, num_pairs: int, views: dict[str, Metrics]
+    ) -> None:
+        """Keep a client's held-out metrics of an adapter; the last report counts.
+
+        Raises NotFound for an unknown client or version, BadRequest for counts out of range.
+        """
+        federation = self._federation
+        if not 1 <= num_pairs <= _MAX_PAIRS or not views:
+            raise BadRequest(f"an evaluation of {len(views)} views on {num_pairs} pairs")
+        with federation.lock, federation.store.session() as session, session.begin():
+            federation.client(session, client_id)
+            if session.get(AdapterRow, version) is None:
+                raise NotFound(f"adapter version {version} is not published")
+            session.merge(
+                EvaluationRow(
+                    version=version,
+                    client_id=client_id,
+                    num_pairs=num_pairs,
+                    views={view: asdict(metrics) for view, metrics in views.items()},
+                )
+            )
+            accuracies = {v.lower(): m.combined_accuracy for v, m in views.items()}
+            federation.record(session, "evaluated", version=version, client=client_id, **accuracies)
+        federation.notify()

@@ -1,0 +1,78 @@
+"""Turns the errors of the domain into gRPC statuses, for every RPC in one place."""
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+from grpc.aio import ServerInterceptor
+
+from fedpdpo.common.errors import FedPDPOError
+from fedpdpo.common.log import fields
+from fedpdpo.common.statuses import status_of
+
+log = logging.getLogger(__name__)
+
+
+class StatusInterceptor(ServerInterceptor):
+    """A FedPDPOError becomes its status with its message; any other error becomes INTERNAL."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Wrap the handler of this project's own RPCs."""
+        handler: Any = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or not method.startswith("/fedpdpo."):
+            return handler
+        make = {
+            (False, False): grpc.unary_unary_rpc_method_handler,
+            (False, True): grpc.unary_stream_rpc_method_handler,
+            (True, False): grpc.stream_unary_rpc_method_handler,
+            (True, True): grpc.stream_stream_rpc_method_handler,
+        }[handler.request_streaming, handler.response_streaming]
+        inner = (
+            handler.unary_unary
+            or handler.unary_stream
+            or handler.stream_unary
+            or handler.stream_stream
+        )
+        wrap = _stream if handler.response_streaming else _unary
+        return make(
+            wrap(inner, method),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+
+def _unary(inner: Any, method: str) -> Callable[[Any, Any], Awaitable[Any]]:
+    async def answer(request: Any, context: Any) -> Any:
+        try:
+            return await inner(request, context)
+        except Exception as error:
+            return await _abort(context, error, method)
+
+    return answer
+
+
+def _stream(inner: Any, method: str) -> Callable[[Any, Any], AsyncIterator[Any]]:
+    async def answers(request: Any, context: Any) -> AsyncIterator[Any]:
+        try:
+            async for message in inner(request, context):
+                yield message
+        except Exception as error:
+            await _abort(context, error, method)
+
+    return answers
+
+
+async def _abort(context: Any, error: Exception, method: str) -> None:
+    if isinstance(error, grpc.aio.AbortError):
+        raise error
+    if isinstance(error, FedPDPOError):
+        log.warning(fields("refused", method=method.rpartition("/")[2], reason=str(error)))
+        await context.abort(status_of(error), str(error))
+    log.error(fields("failed", method=method, error=repr(error)), exc_info=error)
+    await context.abort(grpc.StatusCode.INTERNAL, "the server failed; its log says why")

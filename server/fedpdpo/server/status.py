@@ -1,0 +1,64 @@
+"""The run at this moment, packed for people: what `fedpdpo status` and the live table show."""
+
+from sqlalchemy import select
+
+from fedpdpo.common.wire import run_to_message
+from fedpdpo.server.federation import Federation
+from fedpdpo.server.store import ClientRow, EvaluationRow, RunRow
+from fedpdpo.v1 import metrics_pb2, operator_pb2
+
+
+def status(federation: Federation) -> operator_pb2.GetStatusResponse:
+    """A snapshot of a federation."""
+    with federation.lock, federation.reading() as session:
+        opened = federation.open_round(session)
+        turnout = federation.turnout(session, opened) if opened is not None else None
+        return operator_pb2.GetStatusResponse(
+            run=run_to_message(federation.run),
+            phase=operator_pb2.Phase.Value(f"PHASE_{federation.phase(session)}"),
+            paused=session.scalars(select(RunRow)).one().paused,
+            round=opened.number if opened is not None else 0,
+            adapter_version=federation.version(session) or 0,
+            sampled=sorted(turnout.sampled) if turnout else (),
+            pushed=sorted(turnout.pushed) if turnout else (),
+            waiting_for=federation.waiting_for(session),
+            clients=[
+                _client(federation, row)
+                for row in session.scalars(select(ClientRow).order_by(ClientRow.client_id))
+            ],
+            evaluations=[
+                _evaluation(row)
+                for row in session.scalars(
+                    select(EvaluationRow).order_by(EvaluationRow.version, EvaluationRow.client_id)
+                )
+            ],
+        )
+
+
+def _client(federation: Federation, row: ClientRow) -> operator_pb2.ClientStatus:
+    sign = federation.presence.sign(row.client_id)
+    return operator_pb2.ClientStatus(
+        client_id=row.client_id,
+        num_train_pairs=row.num_train_pairs,
+        left=row.left,
+        last_seen_s=federation.presence.silent_s(row.client_id),
+        activity=sign.activity,
+        progress=sign.progress,
+        bytes_received=row.bytes_received,
+        bytes_sent=row.bytes_sent,
+    )
+
+
+def _evaluation(row: EvaluationRow) -> operator_pb2.ClientEvaluation:
+    return operator_pb2.ClientEvaluation(
+        client_id=row.client_id,
+        adapter_version=row.version,
+        num_pairs=row.num_pairs,
+        evaluations=[
+            metrics_pb2.Evaluation(
+                view=metrics_pb2.View.Value(view),
+                metrics=metrics_pb2.PreferenceMetrics(**metrics),
+            )
+            for view, metrics in row.views.items()
+        ],
+    )
