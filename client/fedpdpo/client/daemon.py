@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from fedpdpo.client.backbone import Backbone, device_of, load_backbone
-from fedpdpo.client.evaluation import Metrics, evaluate
+from fedpdpo.client.evaluation import evaluate
 from fedpdpo.client.holdout import split
 from fedpdpo.client.link import Heart, Link
 from fedpdpo.client.lora import SharedState, layout_of
@@ -229,14 +229,12 @@ class Worker:
 
     def _evaluate(self, version: int) -> None:
         self._pull(version)
-        views: dict[str, Metrics] = {}
         pairs, method = self._held_out, self._run.method
-        total = 2 * len(pairs)
-        with working(f"measuring adapter {version}", total=total, heart=self._heart) as advance:
-            for view, personalized in (("VIEW_GLOBAL", False), ("VIEW_PERSONALIZED", True)):
-                views[view] = evaluate(
-                    self._policy, pairs, method, personalized=personalized, advance=advance
-                )
+        with working(
+            f"measuring adapter {version}", total=len(pairs), heart=self._heart
+        ) as advance:
+            shared, personal = evaluate(self._policy, pairs, method, advance=advance)
+        views = {"VIEW_GLOBAL": shared, "VIEW_PERSONALIZED": personal}
         for view, metrics in views.items():
             log.info(fields("measured", adapter=version, view=view.removeprefix("VIEW_").lower(),
                             combined=metrics.combined_accuracy, implicit=metrics.implicit_accuracy,

@@ -1,9 +1,10 @@
 """Held-out preference accuracy, margin and loss of a policy [9]."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from fedpdpo.client.objective import (
     accuracy,
@@ -28,29 +29,41 @@ class Metrics:
     loss: float
 
 
+@dataclass
+class _Margins:
+    implicit: list[Tensor] = field(default_factory=list)
+    explicit: list[Tensor] = field(default_factory=list)
+
+
 def evaluate(
     policy: Policy,
     pairs: PairSet,
     method: MethodSettings,
     *,
-    personalized: bool,
     advance: Callable[[int], None] = lambda _: None,
-) -> Metrics:
-    """Measure the policy with its present LoRA: the client's own, or the global model."""
-    implicit, explicit = [], []
+) -> tuple[Metrics, Metrics]:
+    """Measure the policy with its present LoRA: as the global model and personalised."""
+    views = {False: _Margins(), True: _Margins()}
     with torch.no_grad():
         for batch, entering in pairs.packs(range(len(pairs)), device=policy.device):
-            scores = policy.scores(batch, entering, personalized=personalized)
+            h = policy.hidden(batch, entering)
             reference = pairs.reference_margins[list(batch.indices)].to(policy.device)
-            implicit.append(implicit_margin(scores, reference, beta=method.beta).cpu())
-            explicit.append(explicit_margin(scores).cpu())
+            for personalized, margins in views.items():
+                scores = policy.scores(batch, h, personalized=personalized)
+                implicit = implicit_margin(scores, reference, beta=method.beta)
+                margins.implicit.append(implicit.cpu())
+                margins.explicit.append(explicit_margin(scores).cpu())
             advance(len(batch.indices))
-    implicit_all, explicit_all = torch.cat(implicit).double(), torch.cat(explicit).double()
-    combined = combined_margin(implicit_all, explicit_all, alpha=method.alpha)
-    losses = pair_losses(implicit_all, explicit_all, alpha=method.alpha, objective=method.objective)
+    return _metrics(views[False], method), _metrics(views[True], method)
+
+
+def _metrics(margins: _Margins, method: MethodSettings) -> Metrics:
+    implicit, explicit = torch.cat(margins.implicit).double(), torch.cat(margins.explicit).double()
+    combined = combined_margin(implicit, explicit, alpha=method.alpha)
+    losses = pair_losses(implicit, explicit, alpha=method.alpha, objective=method.objective)
     return Metrics(
-        implicit_accuracy=accuracy(implicit_all),
-        explicit_accuracy=accuracy(explicit_all),
+        implicit_accuracy=accuracy(implicit),
+        explicit_accuracy=accuracy(explicit),
         combined_accuracy=accuracy(combined),
         margin=float(combined.mean()),
         loss=float(losses.mean()),

@@ -6,12 +6,13 @@ Shapes: N response tokens, H hidden size, V vocabulary, S responses.
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from fedpdpo.client.private import PrivateHead
 
-_SLICE = 512
+_SLICE = 256
 
 
 def response_logps(
@@ -36,6 +37,4 @@ def response_logps(
 
 
 def _token_logps(z: Tensor, head: PrivateHead, targets: Tensor) -> Tensor:
-    logits: Tensor = head(z).float()
-    chosen = logits.gather(1, targets[:, None])[:, 0]
-    return chosen - logits.logsumexp(dim=1)
+    return -F.cross_entropy(head(z).float(), targets, reduction="none")

@@ -57,20 +57,23 @@ class Policy:
         """What the frozen trunk makes of a pack, (T, H); None where there is no trunk."""
         return self.decoder.trunk(batch) if self.decoder.num_trunk_layers else None
 
-    def scores(
-        self, batch: Pack, entering: Tensor | None = None, *, personalized: bool = True
-    ) -> PairScores:
-        """Log-probabilities and explicit rewards of a pack's pairs, with the present LoRA.
+    def hidden(self, batch: Pack, entering: Tensor | None = None) -> Tensor:
+        """Features h of a pack's tokens with the present LoRA [1], (T, H) in float32.
 
-        `entering` are the trunk's hidden states, where they are known. Without `personalized` the
-        head is the pretrained one, without bottleneck and reward: the global model.
+        `entering` are the trunk's hidden states (T, H), where they are known.
         """
-        if entering is None and self.decoder.num_trunk_layers:
-            entering = self.decoder.trunk(batch)
         if entering is None:
-            h = self.decoder.whole(batch).float()
-        else:
-            h = self.decoder.upper(batch, entering.to(self.dtype)).float()
+            entering = self.entering(batch)
+        if entering is None:
+            return self.decoder.whole(batch).float()
+        return self.decoder.upper(batch, entering.to(self.dtype)).float()
+
+    def scores(self, batch: Pack, h: Tensor, *, personalized: bool = True) -> PairScores:
+        """Log-probabilities and explicit rewards of a pack's pairs from their features (T, H).
+
+        Without `personalized` the head is the pretrained one, without bottleneck and reward: the
+        global model.
+        """
         z = self.private.features(h) if personalized else h
         head = self.private.head if personalized else self._pretrained
         logps = response_logps(
@@ -83,7 +86,7 @@ class Policy:
     def reference_scores(self, batch: Pack, entering: Tensor | None = None) -> PairScores:
         """The same of the reference [4]: no LoRA, pretrained head."""
         with torch.no_grad(), self.peft_model.disable_adapter():
-            return self.scores(batch, entering, personalized=False)
+            return self.scores(batch, self.hidden(batch, entering), personalized=False)
 
     def check(self, pair: PairTokens) -> None:
         """Check on one pair that packing gives what the model's own plain pass gives.
@@ -97,7 +100,7 @@ class Policy:
             plain = self._plain_logps(pair)
             for attempt in self._attempts():
                 attempt()
-                scores = self.scores(batch, personalized=False)
+                scores = self.scores(batch, self.hidden(batch), personalized=False)
                 packed = torch.cat([scores.chosen_logps, scores.rejected_logps])
                 error = float((packed - plain).abs().max()) / max(
                     len(pair.chosen), len(pair.rejected)

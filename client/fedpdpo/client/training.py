@@ -109,7 +109,7 @@ def _step(
 ) -> None:
     optimizer.zero_grad(set_to_none=True)
     for batch, entering in pairs.packs(indices, device=policy.device):
-        scores = policy.scores(batch, entering)
+        scores = policy.scores(batch, policy.hidden(batch, entering))
         reference = pairs.reference_margins[list(batch.indices)].to(policy.device)
         implicit = implicit_margin(scores, reference, beta=method.beta)
         explicit = explicit_margin(scores)
