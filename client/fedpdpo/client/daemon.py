@@ -14,7 +14,7 @@ from fedpdpo.client.link import Heart, Link
 from fedpdpo.client.lora import SharedState, layout_of
 from fedpdpo.client.optimizer import optimizer_for, private_moments, put_private_moments
 from fedpdpo.client.pairset import PairSet, prepare
-from fedpdpo.client.policy import Policy
+from fedpdpo.client.policy import Policy, private_parameters, put_private_parameters
 from fedpdpo.client.preferences import Preference, digest_of, read_preferences
 from fedpdpo.client.progress import working
 from fedpdpo.client.settings import ClientSettings
@@ -44,20 +44,21 @@ def run_client(settings: ClientSettings) -> None:
         closing.callback(link.close)
         run = link.get_run()
         model = settings.model or run.model
-        state.bind(run.run_id, model=model)
+        state.bind(run, model=model)
         backbone = load_backbone(model, device=device, dtype=getattr(torch, settings.dtype))
         log.info(
             fields("backbone", model=model, fingerprint=backbone.fingerprint, device=device,
                    dtype=settings.dtype, threads=torch.get_num_threads())
         )  # fmt: skip
         policy = Policy(backbone, run, private_seed=_seed(run.seed, state.client_id))
-        link.join(
+        run = link.join(
             backbone_fingerprint=backbone.fingerprint,
             tokenizer_fingerprint=backbone.tokenizer_fingerprint,
             layout=layout_of(policy.peft_model),
             num_train_pairs=len(train),
             num_eval_pairs=len(held_out),
         )
+        state.bind(run, model=model)
         log.info(fields("joined", server=settings.server, run=run.run_id, client=state.client_id))
         heart = closing.enter_context(Heart(link, every_s=settings.heartbeat_s))
         pair_sets = []
@@ -155,7 +156,7 @@ class Worker:
         self._trained: TrainedRound | None = None
         if last := state.last_round():
             self._trained, private = last
-            _put_private(policy, private)
+            put_private_parameters(policy, private.parameters)
             put_private_moments(self._optimizer, policy, private.moments)
             log.info(fields("resumed", after_round=self._trained.number))
 
@@ -220,7 +221,7 @@ class Worker:
         return self._state.save_round(
             number,
             private=PrivateState(
-                _private_parameters(self._policy), private_moments(self._optimizer, self._policy)
+                private_parameters(self._policy), private_moments(self._optimizer, self._policy)
             ),
             delta=SharedState.of(self._policy.peft_model).minus(start),
             num_pairs=len(self._train),
@@ -241,26 +242,6 @@ class Worker:
                             explicit=metrics.explicit_accuracy, margin=metrics.margin,
                             loss=metrics.loss))  # fmt: skip
         self._link.report(version, num_pairs=len(pairs), views=views)
-
-
-def _private_parameters(policy: Policy) -> dict[str, torch.Tensor]:
-    return {
-        name: parameter.detach().cpu().contiguous()
-        for name, parameter in policy.private.named_parameters()
-        if parameter.requires_grad
-    }
-
-
-def _put_private(policy: Policy, private: PrivateState) -> None:
-    known = dict(policy.private.named_parameters())
-    trained = {name for name, parameter in known.items() if parameter.requires_grad}
-    if trained != private.parameters.keys():
-        raise BadState("the private parts on disk are not those of the run's method settings")
-    with torch.no_grad():
-        for name, tensor in private.parameters.items():
-            if known[name].shape != tensor.shape:
-                raise BadState(f"the private part {name} on disk has another shape than the run's")
-            known[name].copy_(tensor)
 
 
 def _seed(run_seed: int, client_id: str) -> int:

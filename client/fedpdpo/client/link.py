@@ -79,8 +79,8 @@ class Link:
         layout: LoraLayout,
         num_train_pairs: int,
         num_eval_pairs: int,
-    ) -> None:
-        """Enter the run."""
+    ) -> Run:
+        """Enter the run; gives it with fingerprints and layout fixed."""
         request = pb.JoinRequest(
             run_id=self._run_id,
             client_id=self._client_id,
@@ -90,8 +90,9 @@ class Link:
             num_train_pairs=num_train_pairs,
             num_eval_pairs=num_eval_pairs,
         )
-        self._call("Join", lambda: self._stub.Join(request, timeout=_CALL_S))
+        response = self._call("Join", lambda: self._stub.Join(request, timeout=_CALL_S))
         self._give_up_at = None
+        return run_from_message(response.run)
 
     def assignment(self) -> pb.GetAssignmentResponse:
         """What to do now; waits on the server's side while there is nothing."""

@@ -22,13 +22,23 @@ def with_lora(model: Any, settings: LoraSettings) -> Any:
 
     Raises BadModel where no layer of the settings is there.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
     num_layers = model.config.get_text_config().num_hidden_layers
+    try:
+        return get_peft_model(model, peft_config(settings, num_layers=num_layers))
+    except ValueError as error:
+        raise BadModel(f"cannot put LoRA into the model: {error}") from error
+
+
+def peft_config(settings: LoraSettings, *, num_layers: int) -> Any:
+    """The PEFT configuration of the settings for a backbone of so many layers."""
+    from peft import LoraConfig
+
     only = None
     if settings.last_layers:
         only = list(range(max(0, num_layers - settings.last_layers), num_layers))
-    config = LoraConfig(
+    return LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=0.0,
@@ -36,10 +46,6 @@ def with_lora(model: Any, settings: LoraSettings) -> Any:
         layers_to_transform=only,
         task_type="CAUSAL_LM",
     )
-    try:
-        return get_peft_model(model, config)
-    except ValueError as error:
-        raise BadModel(f"cannot put LoRA into the model: {error}") from error
 
 
 def _matrices(peft_model: Any) -> dict[str, Tensor]:

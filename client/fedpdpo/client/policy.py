@@ -5,11 +5,10 @@ of docs/method.md.
 """
 
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedpdpo.client.backbone import Backbone
 from fedpdpo.client.layers import SplitDecoder, can_split
@@ -19,7 +18,7 @@ from fedpdpo.client.objective import PairScores
 from fedpdpo.client.packing import Pack, pack
 from fedpdpo.client.private import PrivateHead, PrivateParts
 from fedpdpo.client.tokens import PairTokens
-from fedpdpo.common.errors import BadModel
+from fedpdpo.common.errors import BadModel, BadState
 from fedpdpo.common.log import fields
 from fedpdpo.common.run import Run
 
@@ -39,9 +38,9 @@ class Policy:
         self.device = head.device
         self.dtype = head.dtype
         self.private = PrivateParts(head, run.method, seed=private_seed).to(self.device)
-        self._pretrained = PrivateHead(head, "frozen", 1, torch.Generator()).to(self.device)
+        self.pretrained = PrivateHead(head, "frozen", 1, torch.Generator()).to(self.device)
         if run.method.head == "frozen":
-            self._pretrained = self.private.head
+            self.pretrained = self.private.head
         self.trains_whole_head = run.method.head == "full"
         self.peft_model = with_lora(model, run.lora)
         decoder = model.get_decoder()
@@ -75,7 +74,7 @@ class Policy:
         global model.
         """
         z = self.private.features(h) if personalized else h
-        head = self.private.head if personalized else self._pretrained
+        head = self.private.head if personalized else self.pretrained
         logps = response_logps(
             z[batch.predicting], head, batch.targets, batch.owner, num_responses=len(batch.last)
         )
@@ -127,25 +126,32 @@ class Policy:
             h = self.decoder.plain(ids).float()[len(pair.prompt) - 1 : -1]
             targets = ids[len(pair.prompt) :]
             owner = torch.zeros_like(targets)
-            sums.append(response_logps(h, self._pretrained, targets, owner, num_responses=1))
+            sums.append(response_logps(h, self.pretrained, targets, owner, num_responses=1))
         return torch.cat(sums)
 
 
-def as_causal_model(policy: Policy) -> Any:
-    """The personalised model as transformers knows models: `generate` works, gradients do not.
+def private_parameters(policy: Policy) -> dict[str, Tensor]:
+    """The trained private parameters by name, on the CPU."""
+    return {
+        name: parameter.detach().cpu().contiguous()
+        for name, parameter in policy.private.named_parameters()
+        if parameter.requires_grad
+    }
 
-    Its output layer is the client's bottleneck adapter followed by the client's head.
+
+def put_private_parameters(policy: Policy, parameters: Mapping[str, Tensor]) -> None:
+    """Set what `private_parameters` gave.
+
+    Raises BadState where they are not those of the run's method settings.
     """
-
-    class PersonalOutput(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.private = policy.private
-
-        def forward(self, h: Tensor) -> Tensor:
-            logits: Tensor = self.private.head(self.private.features(h.float()))
-            return logits
-
-    model = policy.peft_model.get_base_model()
-    model.lm_head = PersonalOutput()
-    return policy.peft_model
+    known = {
+        name: parameter
+        for name, parameter in policy.private.named_parameters()
+        if parameter.requires_grad
+    }
+    shapes = {name: tuple(tensor.shape) for name, tensor in parameters.items()}
+    if shapes != {name: tuple(tensor.shape) for name, tensor in known.items()}:
+        raise BadState("the private parts on disk are not those of the run's method settings")
+    with torch.no_grad():
+        for name, tensor in parameters.items():
+            known[name].copy_(tensor)

@@ -6,10 +6,10 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from fedpdpo.common.settings import Settings
+from fedpdpo.common.settings import DaemonSettings
 
 
-class ClientSettings(Settings):
+class ClientSettings(DaemonSettings):
     """Take part in a federated run: train on local preferences, send LoRA deltas only."""
 
     model_config = SettingsConfigDict(env_prefix="FEDPDPO_CLIENT_")

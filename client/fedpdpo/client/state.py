@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -28,10 +29,27 @@ from fedpdpo.client.lora import SharedState
 from fedpdpo.client.training import TrainingReport
 from fedpdpo.common.errors import BadState
 from fedpdpo.common.files import sha256_of, whole_file, whole_folder
-from fedpdpo.common.run import check_client_id
+from fedpdpo.common.run import Closed, Run, check_client_id
+from fedpdpo.common.settings import explain
 
 _KEPT_ROUNDS = 2
 _PARTS = ("private", "optimizer", "delta")
+
+
+class Identity(Closed):
+    """Whose private parts these are, where the backbone lies, and the run that they belong to."""
+
+    client_id: str
+    model: str
+    run: Run
+
+    @classmethod
+    def read(cls, path: Path) -> "Identity":
+        """Read a JSON file. Raises BadState where it is damaged."""
+        try:
+            return cls.model_validate(_read_json(path))
+        except ValidationError as error:
+            raise BadState(f"{path} is damaged ({explain(error, cls)})") from error
 
 
 @dataclass(frozen=True)
@@ -60,8 +78,9 @@ class ClientState:
 
     def __init__(self, folder: Path, *, client_id: str | None) -> None:
         self.folder = folder
-        self._identity = self._read_identity()
-        known = self._identity.get("client_id")
+        path = folder / "client.json"
+        self.identity = Identity.read(path) if path.exists() else None
+        known = self.identity.client_id if self.identity else None
         if known and client_id and known != client_id:
             raise BadState(
                 f"{folder} belongs to client {known}, not {client_id}; give another --state-dir"
@@ -71,31 +90,17 @@ class ClientState:
         for partial in folder.rglob(".*.partial"):
             shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
 
-    def bind(self, run_id: str, *, model: str) -> None:
+    def bind(self, run: Run, *, model: str) -> None:
         """Tie the directory to a run. Raises BadState where it is tied to another one."""
-        known = self._identity.get("run_id")
-        if known and known != run_id:
+        known = self.identity.run.run_id if self.identity else run.run_id
+        if known != run.run_id:
             raise BadState(
                 f"{self.folder} holds the private parts of run {known}, but the server drives run "
-                f"{run_id}; give another --state-dir for the new run"
+                f"{run.run_id}; give another --state-dir for the new run"
             )
-        self._identity = {"client_id": self.client_id, "run_id": run_id, "model": model}
+        self.identity = Identity(client_id=self.client_id, model=model, run=run)
         with whole_file(self.folder / "client.json") as partial:
-            partial.write_text(json.dumps(self._identity, indent=2), encoding="utf-8")
-
-    def _read_identity(self) -> dict[str, str]:
-        path = self.folder / "client.json"
-        if not path.exists():
-            return {}
-        values = _read_json(path)
-        if not all(isinstance(value, str) for value in values.values()):
-            raise BadState(f"{path} is damaged; restore it or give another --state-dir")
-        return values
-
-    @property
-    def identity(self) -> dict[str, str]:
-        """The client's name, its run and its model; empty before the first run."""
-        return self._identity
+            partial.write_text(self.identity.model_dump_json(indent=2), encoding="utf-8")
 
     # --- rounds -------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 A shape is a tuple of sizes. Every shared tensor is float32.
 """
 
+import re
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -91,3 +92,9 @@ def check_payload(path: Path, layout: LoraLayout) -> None:
                     )
     except SafetensorError as error:
         raise BadPayload(f"the payload is not a valid safetensors file: {error}") from error
+
+
+def layer_numbers(layout: LoraLayout) -> set[int]:
+    """The numbers of the decoder layers that the layout's tensors belong to; may be empty."""
+    numbers = (re.search(r"\.(\d+)\.", name) for name, _ in layout.shapes)
+    return {int(found.group(1)) for found in numbers if found}

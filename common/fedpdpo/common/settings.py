@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
@@ -21,14 +21,14 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from fedpdpo.common.errors import BadSettings
+from fedpdpo.common.errors import BadSettings, FedPDPOError
 from fedpdpo.common.version import __version__
 
 _MAX_FILE_BYTES = 1024 * 1024
 
 
 class Settings(BaseSettings):
-    """What every daemon's settings have in common."""
+    """What the settings of every command have in common."""
 
     model_config = SettingsConfigDict(
         frozen=True,
@@ -43,11 +43,6 @@ class Settings(BaseSettings):
         nested_model_default_partial_update=True,
     )
 
-    config: Path | None = Field(None, description="YAML file with any of these settings")
-    log_level: str = Field(
-        "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="DEBUG, INFO, WARNING or ERROR"
-    )
-
     @classmethod
     def settings_customise_sources(
         cls,
@@ -59,6 +54,15 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """The environment before the file, whose content comes as initial values."""
         return env_settings, init_settings
+
+
+class DaemonSettings(Settings):
+    """What the settings of the two daemons have in common."""
+
+    config: Path | None = Field(None, description="YAML file with any of these settings")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="least severity that is logged"
+    )
 
 
 S = TypeVar("S", bound=Settings)
@@ -83,6 +87,7 @@ def load_settings(cls: type[S], argv: Sequence[str], *, program: str, epilog: st
     """
     parser = _Parser(
         prog=program,
+        usage="%(prog)s [options]",
         description=cls.__doc__,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -91,7 +96,9 @@ def load_settings(cls: type[S], argv: Sequence[str], *, program: str, epilog: st
     parser.add_argument("--version", action="version", version=f"{program} {__version__}")
     prefix = cls.model_config.get("env_prefix", "")
     _refuse_unknown_environment(cls, prefix)
-    source = _file_named(argv) or os.environ.get(f"{prefix}CONFIG".upper())
+    source = None
+    if issubclass(cls, DaemonSettings):
+        source = _file_named(argv) or os.environ.get(f"{prefix}CONFIG".upper())
     values = _read_yaml(Path(source)) if source else {}
     try:
         flags: CliSettingsSource[Any] = CliSettingsSource(
@@ -169,8 +176,6 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
 
 def run_program(main: Any, argv: Sequence[str] | None, *, program: str) -> int:
     """Run a command; one line to standard error and exit code 1 (2 for settings) on its errors."""
-    from fedpdpo.common.errors import FedPDPOError
-
     try:
         main(sys.argv[1:] if argv is None else argv)
     except BadSettings as error:

@@ -6,10 +6,10 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from fedpdpo.common.run import LoraSettings, MethodSettings
-from fedpdpo.common.settings import Settings
+from fedpdpo.common.settings import DaemonSettings
 
 
-class ServerSettings(Settings):
+class ServerSettings(DaemonSettings):
     """Serve one federated run: sample clients, average their LoRA deltas, publish the result."""
 
     model_config = SettingsConfigDict(env_prefix="FEDPDPO_SERVER_")

@@ -1,0 +1,157 @@
+"""The command `fedpdpo`: a run seen from outside, and the personal model that comes out of it."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+from rich.console import Console
+
+from fedpdpo.client import operator
+from fedpdpo.common.errors import BadSettings
+from fedpdpo.common.settings import Settings, load_settings, nearest, run_program
+from fedpdpo.common.version import __version__
+
+PROGRAM = "fedpdpo"
+
+
+class ServerAddress(Settings):
+    """Ask a running server."""
+
+    server: str = Field("localhost:50051", description="address of the server, as host:port")
+
+
+class EventSettings(ServerAddress):
+    """Print what happened in the run."""
+
+    follow: bool = Field(False, description="stay and print events as they happen")
+
+
+class ExportSettings(Settings):
+    """Write the personal model of a client to a folder that loads."""
+
+    state_dir: Path = Field(
+        Path("fedpdpo-client-state"), description="state directory of the client"
+    )
+    out: Path = Field(description="folder to write; it must not be there yet")
+
+
+class ModelSettings(Settings):
+    """Which personal model, on what device."""
+
+    model_dir: Path = Field(description="folder written by fedpdpo export")
+    model: str | None = Field(None, description="where the backbone lies, if it moved")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1 or mps")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the backbone")
+
+
+class ChatSettings(ModelSettings):
+    """Talk to the personal model."""
+
+    compare: Literal["none", "base"] = Field(
+        "none", description="base: show the plain backbone's answer beside"
+    )
+    prompt: str | None = Field(None, description="answer this and end, instead of a conversation")
+    continue_text: bool = Field(
+        False, description="go on from the text itself, without the chat template"
+    )
+    max_new_tokens: int = Field(200, ge=1, description="tokens of an answer at most")
+    temperature: float = Field(0.0, ge=0, description="0 takes the likeliest token every time")
+
+
+class EvalSettings(ModelSettings):
+    """Measure the personal model's preference accuracy."""
+
+    data: Path = Field(description="file or folder of preferences to measure on")
+    skip_bad_records: bool = Field(False, description="go on without records that are malformed")
+    max_tokens: int = Field(1024, ge=8, description="tokens of a prompt with one response")
+
+
+def _chat(settings: ChatSettings, console: Console) -> None:
+    from fedpdpo.client import inspection
+
+    inspection.chat(console, **settings.model_dump())
+
+
+def _eval(settings: EvalSettings, console: Console) -> None:
+    from fedpdpo.client import inspection
+
+    inspection.evaluate_data(console, **settings.model_dump())
+
+
+def _export(settings: ExportSettings, console: Console) -> None:
+    from fedpdpo.client.personal import export
+
+    export(settings.state_dir, settings.out)
+    console.print(f"wrote {settings.out}; try: fedpdpo chat --model-dir {settings.out}")
+
+
+@dataclass(frozen=True)
+class _Command:
+    settings: type[Settings]
+    run: Callable[[Any, Console], None]
+
+
+COMMANDS = {
+    "status": _Command(ServerAddress, lambda s, c: operator.show_status(s.server, c)),
+    "events": _Command(
+        EventSettings, lambda s, c: operator.show_events(s.server, c, follow=s.follow)
+    ),
+    "pause": _Command(ServerAddress, lambda s, _: operator.pause(s.server)),
+    "resume": _Command(ServerAddress, lambda s, _: operator.resume(s.server)),
+    "stop": _Command(ServerAddress, lambda s, _: operator.stop(s.server)),
+    "export": _Command(ExportSettings, _export),
+    "chat": _Command(ChatSettings, _chat),
+    "eval": _Command(EvalSettings, _eval),
+}
+
+HELP = """\
+usage: fedpdpo COMMAND [options]
+
+a run, asked from its server:
+  status   the run, its clients, accuracies and bytes
+  events   what happened; --follow stays and shows what happens
+  pause    let no further round open
+  resume   let rounds open again
+  stop     end the run with its last published adapter
+
+a personal model, on the client's own machine:
+  export   write it to a folder that loads
+  chat     talk to it; --compare base shows the plain backbone beside
+  eval     measure its preference accuracy on a file
+
+fedpdpo COMMAND --help shows the options. The daemons are fedpdpo-server and fedpdpo-client.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; gives the exit code."""
+    return run_program(_run, argv, program=PROGRAM)
+
+
+def _run(argv: Sequence[str]) -> None:
+    if not argv or argv[0] in ("-h", "--help"):
+        sys.stdout.write(HELP)
+        return
+    name, *rest = argv
+    if name == "--version":
+        sys.stdout.write(f"{PROGRAM} {__version__}\n")
+        return
+    if name not in COMMANDS:
+        raise BadSettings(
+            f"there is no command {name}{nearest(name, COMMANDS)}; fedpdpo --help lists them"
+        )
+    command = COMMANDS[name]
+    settings = load_settings(command.settings, rest, program=f"{PROGRAM} {name}")
+    try:
+        command.run(settings, Console())
+    except ModuleNotFoundError as error:
+        raise BadSettings(
+            f"{error.name} is not installed; this needs `pip install 'fedpdpo[client]'`"
+        ) from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

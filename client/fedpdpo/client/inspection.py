@@ -1,0 +1,111 @@
+"""Looks at an exported personal model: talks to it, measures it."""
+
+import tempfile
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from fedpdpo.client.backbone import device_of
+from fedpdpo.client.chat import Speaker, Turn
+from fedpdpo.client.evaluation import evaluate
+from fedpdpo.client.objective import accuracy
+from fedpdpo.client.pairset import prepare
+from fedpdpo.client.personal import load
+from fedpdpo.client.preferences import read_preferences
+from fedpdpo.client.tokens import pair_tokens
+
+
+def chat(
+    console: Console,
+    *,
+    model_dir: Path,
+    model: str | None,
+    device: str,
+    dtype: str,
+    compare: str,
+    prompt: str | None,
+    continue_text: bool,
+    max_new_tokens: int,
+    temperature: float,
+) -> None:
+    """Answer one prompt, or converse until an empty line. Raises BadState or BadModel."""
+    policy, backbone, _ = load(
+        model_dir, model=model, device=device_of(device), dtype=getattr(torch, dtype)
+    )
+    speaker = Speaker(
+        policy, backbone.tokenizer, max_new_tokens=max_new_tokens, temperature=temperature
+    )
+    turns: list[Turn] = []
+    while said := prompt or console.input("[bold]you[/] (an empty line ends): ").strip():
+        turns.append({"role": "user", "content": said})
+        answers = {}
+        for plain in (False, True) if compare == "base" else (False,):
+            name = "base" if plain else "personal"
+            if continue_text:
+                answers[name] = speaker.continuation(said, plain=plain)
+            else:
+                answers[name] = speaker.reply(turns, plain=plain)
+        for name, answer in answers.items():
+            console.print(f"[bold cyan]{name}[/]: ", end="")
+            console.print(answer, markup=False, highlight=False)
+        turns.append({"role": "assistant", "content": answers["personal"]})
+        if prompt:
+            return
+
+
+def evaluate_data(
+    console: Console,
+    *,
+    model_dir: Path,
+    model: str | None,
+    device: str,
+    dtype: str,
+    data: Path,
+    skip_bad_records: bool,
+    max_tokens: int,
+) -> None:
+    """Print accuracies, margin and loss on a file of preferences.
+
+    Raises BadData, BadState or BadModel.
+    """
+    loaded = read_preferences(data, skip_bad_records=skip_bad_records)
+    policy, backbone, identity = load(
+        model_dir, model=model, device=device_of(device), dtype=getattr(torch, dtype)
+    )
+    pairs = [
+        pair_tokens(one, backbone.tokenizer, max_tokens=max_tokens) for one in loaded.preferences
+    ]
+    policy.check(max(pairs, key=len))
+    with tempfile.TemporaryDirectory() as folder, console.status(f"measuring {len(pairs)} pairs"):
+        prepared = prepare(
+            policy,
+            pairs,
+            tokens_per_pack=1024,
+            trunk_cache_bytes=2**31,
+            reference_file=Path(folder) / "reference.safetensors",
+            reference_key="",
+            advance=lambda _: None,
+        )
+        shared, personal = evaluate(policy, prepared, identity.run.method)
+    table = Table(title=f"{len(pairs)} pairs, {len(loaded.skipped)} records skipped")
+    for column in ("model", "combined %", "implicit %", "explicit %", "margin", "loss"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for name, found in (("global", shared), ("personalized", personal)):
+        table.add_row(
+            name,
+            *(
+                f"{100 * value:.1f}"
+                for value in (
+                    found.combined_accuracy,
+                    found.implicit_accuracy,
+                    found.explicit_accuracy,
+                )
+            ),
+            f"{found.margin:.3f}",
+            f"{found.loss:.3f}",
+        )
+    console.print(table)
+    likelier = accuracy(prepared.reference_margins)
+    console.print(f"the plain backbone finds the chosen answer likelier in {100 * likelier:.1f} %")
