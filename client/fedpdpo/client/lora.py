@@ -3,6 +3,7 @@
 `SharedState` is the only type that the link to the server sends; nothing private fits into it.
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,9 @@ def with_lora(model: Any, settings: LoraSettings) -> Any:
 
     num_layers = model.config.get_text_config().num_hidden_layers
     try:
-        return get_peft_model(model, peft_config(settings, num_layers=num_layers))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            return get_peft_model(model, peft_config(settings, num_layers=num_layers))
     except ValueError as error:
         raise BadModel(f"cannot put LoRA into the model: {error}") from error
 

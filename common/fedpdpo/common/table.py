@@ -33,7 +33,10 @@ def _headline(seen: operator_pb2.GetStatusResponse) -> Text:
 
 
 def _clients(seen: operator_pb2.GetStatusResponse) -> Table:
-    table = Table("client", "pairs", "sent", "received", "seen", "doing", "", header_style="dim")
+    table = Table(header_style="dim")
+    table.add_column("client", no_wrap=True)
+    for column in ("pairs", "sent", "received", "seen", "doing", ""):
+        table.add_column(column)
     for client in seen.clients:
         if client.left:
             doing: str = "left"

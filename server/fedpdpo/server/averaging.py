@@ -44,7 +44,7 @@ def initial_adapter(layout: LoraLayout, *, seed: int) -> dict[str, Array]:
 def averaged(
     adapter: Path, deltas: Mapping[str, SpooledDelta], *, server_lr: float
 ) -> dict[str, Array]:
-    """The next adapter from the present one and the deltas by client id.
+    """The next adapter from the present one and the deltas by client id; without any, the same.
 
     Raises BadPayload where the result is not finite.
     """
@@ -61,7 +61,8 @@ def averaged(
             weighted = np.zeros_like(theta)
             for file, num_pairs in files:
                 weighted += num_pairs * file.get_tensor(name).astype(np.float64)
-            following[name] = (theta + server_lr * (weighted / total_pairs)).astype(np.float32)
+            step = server_lr * (weighted / total_pairs) if files else weighted
+            following[name] = (theta + step).astype(np.float32)
             if not np.isfinite(following[name]).all():
                 raise BadPayload(f"averaging made {name} infinite; lower --server-lr")
     return following

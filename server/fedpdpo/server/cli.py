@@ -1,6 +1,7 @@
 """The command `fedpdpo-server`."""
 
 import asyncio
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -28,7 +29,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _serve(argv: Sequence[str]) -> None:
     settings = load_settings(ServerSettings, argv, program=PROGRAM, epilog=EPILOG)
     start_logging(settings.log_level)
-    asyncio.run(serve(settings))
+    asyncio.run(_serve_until_signal(settings))
+
+
+async def _serve_until_signal(settings: ServerSettings) -> None:
+    stopping = asyncio.Event()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(name, stopping.set)
+    await serve(settings, stopping=stopping)
 
 
 if __name__ == "__main__":

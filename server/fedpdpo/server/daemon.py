@@ -3,9 +3,8 @@
 import asyncio
 import contextlib
 import logging
-import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -23,6 +22,7 @@ from fedpdpo.server.interceptor import StatusInterceptor
 from fedpdpo.server.operator_service import OperatorService
 from fedpdpo.server.settings import ServerSettings
 from fedpdpo.server.status import status
+from fedpdpo.server.steps import step
 from fedpdpo.server.store import Store
 from fedpdpo.v1 import federation_pb2, operator_pb2
 from fedpdpo.v1.federation_pb2_grpc import add_FederationServiceServicer_to_server
@@ -39,8 +39,15 @@ _SERVICES = (
 )
 
 
-async def serve(settings: ServerSettings) -> None:
-    """Serve the run of a state directory until it has ended or a signal comes.
+async def serve(
+    settings: ServerSettings,
+    *,
+    stopping: asyncio.Event,
+    started: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Serve the run of a state directory until it has ended or `stopping` is set.
+
+    `started` is told the port once clients can connect.
 
     Raises BadSettings for a port that is taken, BadState and Mismatch as `open_run` and `Store` do.
     """
@@ -49,13 +56,11 @@ async def serve(settings: ServerSettings) -> None:
         federation = Federation(store, settings, clock=time.time, notify=changes.ring)
         server, port = _listening(federation, changes, settings)
         await server.start()
+        started(port)
         log.info(
             fields("serving", address=f"{settings.host}:{port}", run=federation.run.run_id,
                    model=settings.model, state_dir=settings.state_dir)
         )  # fmt: skip
-        stopping = asyncio.Event()
-        for name in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(name, stopping.set)
         try:
             with _shown(federation) as show:
                 await _drive(federation, changes, stopping, show)
@@ -104,7 +109,7 @@ async def _drive(
     while not stopping.is_set():
         change = changes.next
         try:
-            while await asyncio.to_thread(federation.step):
+            while await asyncio.to_thread(step, federation):
                 pass
         except StorageFull as error:
             log.warning(fields("waiting_for_space", reason=str(error)))

@@ -4,15 +4,16 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-from fedpdpo.common.errors import BadPayload, NotFound
+from fedpdpo.common.errors import BadPayload
 from fedpdpo.common.layout import LoraLayout
 from fedpdpo.common.payload import chunks_of
 from fedpdpo.common.run import check_client_id
 from fedpdpo.common.wire import run_to_message
+from fedpdpo.server import membership
 from fedpdpo.server.changes import Changes
-from fedpdpo.server.federation import Evaluate, Federation, Finish, Task, Train, Wait
+from fedpdpo.server.federation import Federation
 from fedpdpo.server.intake import Announced, Intake, Metrics
-from fedpdpo.server.store import AdapterRow
+from fedpdpo.server.tasks import Evaluate, Finish, Task, Train, Wait
 from fedpdpo.v1 import federation_pb2 as pb
 from fedpdpo.v1 import metrics_pb2, payload_pb2
 from fedpdpo.v1.federation_pb2_grpc import FederationServiceServicer
@@ -40,15 +41,15 @@ class FederationService(FederationServiceServicer):
         """Enter a client."""
         client_id = self._known(request)
         shapes = tuple((spec.name, tuple(spec.shape)) for spec in request.lora_layout)
-        run = await asyncio.to_thread(
-            self._federation.join,
-            client_id,
+        client = membership.Newcomer(
+            client_id=client_id,
             backbone_fingerprint=request.backbone_fingerprint,
             tokenizer_fingerprint=request.tokenizer_fingerprint,
             layout=LoraLayout(shapes),
             num_train_pairs=request.num_train_pairs,
             num_eval_pairs=request.num_eval_pairs,
         )
+        run = await asyncio.to_thread(membership.join, self._federation, client)
         return pb.JoinResponse(run=run_to_message(run))
 
     async def GetAssignment(
@@ -72,18 +73,16 @@ class FederationService(FederationServiceServicer):
         """Stream an adapter."""
         client_id, version = self._known(request), request.adapter_version
         federation = self._federation
-        with federation.reading() as session:
-            federation.client(session, client_id)
-            row = session.get(AdapterRow, version)
-        if row is None:
-            raise NotFound(f"adapter version {version} is not published")
+        with federation.reading() as ledger:
+            ledger.client(client_id)
+            row = ledger.adapter(version)
         header = payload_pb2.PayloadHeader(num_bytes=row.num_bytes, sha256=row.sha256)
         yield pb.PullAdapterResponse(header=header)
         for offset, data in chunks_of(federation.store.adapter_path(version)):
             chunk = payload_pb2.PayloadChunk(offset=offset, data=data)
             yield pb.PullAdapterResponse(chunk=chunk)
-        with federation.lock, federation.store.session() as session, session.begin():
-            federation.client(session, client_id).bytes_sent += row.num_bytes
+        with federation.writing() as ledger:
+            ledger.client(client_id).bytes_sent += row.num_bytes
 
     async def PushDelta(
         self, request_iterator: AsyncIterator[pb.PushDeltaRequest], context: Any
@@ -139,12 +138,14 @@ class FederationService(FederationServiceServicer):
     async def Heartbeat(self, request: pb.HeartbeatRequest, context: Any) -> pb.HeartbeatResponse:
         """Note a sign of life."""
         client_id = self._known(request)
-        self._federation.heartbeat(client_id, activity=request.activity, progress=request.progress)
+        membership.heartbeat(
+            self._federation, client_id, activity=request.activity, progress=request.progress
+        )
         return pb.HeartbeatResponse()
 
     async def Leave(self, request: pb.LeaveRequest, context: Any) -> pb.LeaveResponse:
         """Let a client go."""
-        await asyncio.to_thread(self._federation.leave, self._known(request))
+        await asyncio.to_thread(membership.leave, self._federation, self._known(request))
         return pb.LeaveResponse()
 
 

@@ -4,12 +4,13 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fedpdpo.common.errors import AlreadyPushed, BadRequest, NotFound, NotOpen
+from fedpdpo.common.errors import AlreadyPushed, BadRequest, NotOpen
 from fedpdpo.common.layout import check_payload
 from fedpdpo.common.payload import Receiver
 from fedpdpo.server.averaging import check_finite
 from fedpdpo.server.federation import Federation
-from fedpdpo.server.store import AdapterRow, DeltaRow, EvaluationRow
+from fedpdpo.server.ledger import Ledger
+from fedpdpo.server.store import DeltaRow, EvaluationRow
 
 _MAX_PAIRS = 10**9
 _SHARES = ("implicit_accuracy", "explicit_accuracy", "combined_accuracy")
@@ -59,15 +60,15 @@ class Intake:
             raise BadRequest(f"a delta of {delta.num_pairs} pairs; 1 to {_MAX_PAIRS} are possible")
         if not all(math.isfinite(value) for value in delta.report.values()):
             raise BadRequest("the training report holds NaN or infinity")
-        with federation.lock:
-            if self._is_counted(delta):
+        with federation.reading() as ledger:
+            if _is_counted(ledger, delta):
                 return None
-            return Receiver(
-                federation.store.delta_path(delta.round_number, delta.client_id),
-                num_bytes=delta.num_bytes,
-                sha256=delta.sha256,
-                max_bytes=federation.layout.max_payload_bytes,
-            )
+        return Receiver(
+            federation.store.delta_path(delta.round_number, delta.client_id),
+            num_bytes=delta.num_bytes,
+            sha256=delta.sha256,
+            max_bytes=federation.layout.max_payload_bytes,
+        )
 
     def accept(self, delta: Announced, received: Receiver) -> bool:
         """Check and count a delta that came whole; durable when this returns.
@@ -79,50 +80,28 @@ class Intake:
         path: Path = received.finish()
         check_payload(path, federation.layout)
         check_finite(path)
-        with federation.lock:
-            if self._is_counted(delta):
+        with federation.writing() as ledger:
+            if _is_counted(ledger, delta):
                 return True
             received.keep()
-            with federation.store.session() as session, session.begin():
-                federation.client(session, delta.client_id).bytes_received += delta.num_bytes
-                session.add(
-                    DeltaRow(
-                        round_number=delta.round_number,
-                        client_id=delta.client_id,
-                        num_pairs=delta.num_pairs,
-                        num_bytes=delta.num_bytes,
-                        sha256=delta.sha256,
-                        report=delta.report,
-                    )
+            ledger.client(delta.client_id).bytes_received += delta.num_bytes
+            ledger.session.add(
+                DeltaRow(
+                    round_number=delta.round_number,
+                    client_id=delta.client_id,
+                    num_pairs=delta.num_pairs,
+                    num_bytes=delta.num_bytes,
+                    sha256=delta.sha256,
+                    report=delta.report,
                 )
-                federation.record(
-                    session,
-                    "delta_received",
-                    round=delta.round_number,
-                    client=delta.client_id,
-                    pairs=delta.num_pairs,
-                    loss=delta.report.get("loss", math.nan),
-                )
-        federation.notify()
-        return False
-
-    def _is_counted(self, delta: Announced) -> bool:
-        federation, number = self._federation, delta.round_number
-        with federation.store.session() as session:
-            federation.client(session, delta.client_id)
-            if found := session.get(DeltaRow, (number, delta.client_id)):
-                if found.sha256 == delta.sha256:
-                    return True
-                raise AlreadyPushed(f"another delta of {delta.client_id} for round {number} counts")
-            opened = federation.open_round(session)
-            if opened is None or opened.closing or opened.number != number:
-                now = "no round is" if opened is None else f"round {opened.number} is"
-                closing = " and closing" if opened is not None and opened.closing else ""
-                raise NotOpen(
-                    f"round {number} is not open, {now} open{closing}; ask for the present task"
-                )
-            if delta.client_id not in opened.sampled:
-                raise NotOpen(f"round {number} did not ask {delta.client_id} to train")
+            )
+            ledger.record(
+                "delta_received",
+                round=delta.round_number,
+                client=delta.client_id,
+                pairs=delta.num_pairs,
+                loss=delta.report.get("loss", math.nan),
+            )
         return False
 
     def evaluation(
@@ -135,11 +114,10 @@ class Intake:
         federation = self._federation
         if not 1 <= num_pairs <= _MAX_PAIRS or not views:
             raise BadRequest(f"an evaluation of {len(views)} views on {num_pairs} pairs")
-        with federation.lock, federation.store.session() as session, session.begin():
-            federation.client(session, client_id)
-            if session.get(AdapterRow, version) is None:
-                raise NotFound(f"adapter version {version} is not published")
-            session.merge(
+        with federation.writing() as ledger:
+            ledger.client(client_id)
+            ledger.adapter(version)
+            ledger.session.merge(
                 EvaluationRow(
                     version=version,
                     client_id=client_id,
@@ -147,6 +125,26 @@ class Intake:
                     views={view: asdict(metrics) for view, metrics in views.items()},
                 )
             )
-            accuracies = {v.lower(): m.combined_accuracy for v, m in views.items()}
-            federation.record(session, "evaluated", version=version, client=client_id, **accuracies)
-        federation.notify()
+            accuracies = {
+                view.removeprefix("VIEW_").lower(): metrics.combined_accuracy
+                for view, metrics in views.items()
+            }
+            ledger.record("evaluated", version=version, client=client_id, **accuracies)
+
+
+def _is_counted(ledger: Ledger, delta: Announced) -> bool:
+    number = delta.round_number
+    ledger.client(delta.client_id)
+    if found := ledger.session.get(DeltaRow, (number, delta.client_id)):
+        if found.sha256 == delta.sha256:
+            return True
+        raise AlreadyPushed(f"another delta of {delta.client_id} for round {number} counts")
+    opened = ledger.open_round()
+    if opened is None or opened.closing or opened.number != number:
+        now = "no round is open" if opened is None else f"round {opened.number} is open"
+        if opened is not None and opened.closing:
+            now = f"round {opened.number} is being averaged"
+        raise NotOpen(f"round {number} is not open, {now}; ask for the present task")
+    if delta.client_id not in opened.sampled:
+        raise NotOpen(f"round {number} did not ask {delta.client_id} to train")
+    return False

@@ -4,31 +4,29 @@ from sqlalchemy import select
 
 from fedpdpo.common.errors import NotOpen
 from fedpdpo.server.federation import Federation
-from fedpdpo.server.rounds import Phase
-from fedpdpo.server.store import EventRow, RunRow
+from fedpdpo.server.ledger import ENDED
+from fedpdpo.server.store import EventRow
 
 
 def set_paused(federation: Federation, paused: bool) -> None:
     """Pause or resume. Raises NotOpen where the run has ended."""
-    with federation.lock, federation.store.session() as session, session.begin():
-        if federation.phase(session) in (Phase.FINISHED, Phase.STOPPED):
+    with federation.writing() as ledger:
+        if ledger.phase() in ENDED:
             raise NotOpen("the run has ended; there is nothing to pause or resume")
-        session.scalars(select(RunRow)).one().paused = paused
-        federation.record(session, "run_paused" if paused else "run_resumed")
-    federation.notify()
+        ledger.run.paused = paused
+        ledger.record("run_paused" if paused else "run_resumed")
 
 
 def stop(federation: Federation) -> None:
     """End the run with its last published adapter. An ended run stays as it is."""
-    with federation.lock, federation.store.session() as session, session.begin():
-        if federation.phase(session) not in (Phase.FINISHED, Phase.STOPPED):
-            session.scalars(select(RunRow)).one().stopped = True
-            federation.record(session, "run_stopped")
-    federation.notify()
+    with federation.writing() as ledger:
+        if ledger.phase() not in ENDED:
+            ledger.run.stopped = True
+            ledger.record("run_stopped")
 
 
 def events_after(federation: Federation, number: int, *, at_most: int = 1000) -> list[EventRow]:
     """Events with a higher number, in order."""
     later = select(EventRow).where(EventRow.number > number).order_by(EventRow.number)
-    with federation.reading() as session:
-        return list(session.scalars(later.limit(at_most)))
+    with federation.reading() as ledger:
+        return list(ledger.session.scalars(later.limit(at_most)))

@@ -4,34 +4,28 @@ from sqlalchemy import select
 
 from fedpdpo.common.wire import run_to_message
 from fedpdpo.server.federation import Federation
-from fedpdpo.server.store import ClientRow, EvaluationRow, RunRow
+from fedpdpo.server.store import ClientRow, EvaluationRow
 from fedpdpo.v1 import metrics_pb2, operator_pb2
 
 
 def status(federation: Federation) -> operator_pb2.GetStatusResponse:
     """A snapshot of a federation."""
-    with federation.lock, federation.reading() as session:
-        opened = federation.open_round(session)
-        turnout = federation.turnout(session, opened) if opened is not None else None
+    with federation.reading() as ledger:
+        opened = ledger.open_round()
+        turnout = ledger.turnout(opened) if opened is not None else None
+        clients = select(ClientRow).order_by(ClientRow.client_id)
+        found = select(EvaluationRow).order_by(EvaluationRow.version, EvaluationRow.client_id)
         return operator_pb2.GetStatusResponse(
             run=run_to_message(federation.run),
-            phase=operator_pb2.Phase.Value(f"PHASE_{federation.phase(session)}"),
-            paused=session.scalars(select(RunRow)).one().paused,
+            phase=operator_pb2.Phase.Value(f"PHASE_{ledger.phase()}"),
+            paused=ledger.run.paused,
             round=opened.number if opened is not None else 0,
-            adapter_version=federation.version(session) or 0,
+            adapter_version=ledger.version() or 0,
             sampled=sorted(turnout.sampled) if turnout else (),
             pushed=sorted(turnout.pushed) if turnout else (),
-            waiting_for=federation.waiting_for(session),
-            clients=[
-                _client(federation, row)
-                for row in session.scalars(select(ClientRow).order_by(ClientRow.client_id))
-            ],
-            evaluations=[
-                _evaluation(row)
-                for row in session.scalars(
-                    select(EvaluationRow).order_by(EvaluationRow.version, EvaluationRow.client_id)
-                )
-            ],
+            waiting_for=federation.waiting_for(ledger),
+            clients=[_client(federation, row) for row in ledger.session.scalars(clients)],
+            evaluations=[_evaluation(row) for row in ledger.session.scalars(found)],
         )
 
 

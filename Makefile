@@ -1,0 +1,42 @@
+# `make help` lists the targets. PYTHON and TORCH may be set:
+#   make test PYTHON=python3.12
+#   make demo TORCH="torch --index-url URL"   (another build of torch, such as CUDA's)
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+BIN := $(VENV)/bin
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: help install proto check test demo clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(VENV)/.installed  ## make .venv and install server, client and tools
+
+$(VENV)/.installed: pyproject.toml hatch_build.py $(wildcard proto/fedpdpo/v1/*.proto)
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[client,dev]'
+	@touch $@
+
+proto: install  ## generate the protobuf modules again
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+
+check: install  ## ruff, mypy, import-linter, buf
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy common server client deploy/demo tests hatch_build.py
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/buf lint
+
+test: check  ## everything: checks, units, integration, system tests
+	$(BIN)/pytest
+
+demo: install  ## one server and four clients align a small real model; writes runs/demo
+	$(BIN)/python deploy/demo/run.py
+
+clean:  ## remove runs and caches; keeps .venv
+	rm -rf runs .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -1,0 +1,106 @@
+"""Clients come and go. The first one that joins fixes the run's backbone and LoRA layout."""
+
+from dataclasses import dataclass
+
+from fedpdpo.common.errors import BadRequest, Mismatch
+from fedpdpo.common.layout import LoraLayout
+from fedpdpo.common.run import Run
+from fedpdpo.server.averaging import initial_adapter
+from fedpdpo.server.federation import Federation
+from fedpdpo.server.ledger import ENDED, Ledger
+from fedpdpo.server.steps import publish
+from fedpdpo.server.store import ClientRow
+
+_MAX_PAIRS = 10**9
+
+
+@dataclass(frozen=True)
+class Newcomer:
+    """What a client says of itself when it joins. Raises BadRequest for counts out of range."""
+
+    client_id: str
+    backbone_fingerprint: str
+    tokenizer_fingerprint: str
+    layout: LoraLayout
+    num_train_pairs: int
+    num_eval_pairs: int
+
+    def __post_init__(self) -> None:
+        for what, count in (("training", self.num_train_pairs), ("held-out", self.num_eval_pairs)):
+            if not 1 <= count <= _MAX_PAIRS:
+                raise BadRequest(f"{count} {what} pairs; 1 to {_MAX_PAIRS} are possible")
+
+
+def join(federation: Federation, client: Newcomer) -> Run:
+    """Enter a client, or enter it again.
+
+    Raises BadRequest for a malformed fingerprint; Mismatch for another backbone, tokenizer or
+    layout than the run's, or for a newcomer when the run has ended; StorageFull.
+    """
+    with federation.lock:
+        with federation.writing() as ledger:
+            row = ledger.session.get(ClientRow, client.client_id)
+            run = federation.run
+            if row is None and ledger.phase() in ENDED:
+                raise Mismatch(f"run {run.run_id} has ended; ask its operator for another")
+            if not run.lora_layout:
+                run = _fixed(federation, ledger, client)
+            _check_same(run, client)
+            kind = "client_joined" if row is None or row.left else "client_rejoined"
+            if row is None:
+                row = ClientRow(client_id=client.client_id)
+                ledger.session.add(row)
+            row.left = False
+            row.num_train_pairs, row.num_eval_pairs = client.num_train_pairs, client.num_eval_pairs
+            ledger.record(kind, client=client.client_id, train_pairs=client.num_train_pairs)
+        federation.run = run
+    federation.presence.heard(client.client_id)
+    federation.notify()
+    return run
+
+
+def _fixed(federation: Federation, ledger: Ledger, client: Newcomer) -> Run:
+    specs = [{"name": name, "shape": shape} for name, shape in client.layout.shapes]
+    fixed = {
+        "backbone_fingerprint": client.backbone_fingerprint,
+        "tokenizer_fingerprint": client.tokenizer_fingerprint,
+        "lora_layout": specs,
+    }
+    try:
+        run = Run.model_validate(federation.run.model_dump() | fixed)
+    except ValueError as error:
+        raise BadRequest("a fingerprint is not 64 hexadecimal digits") from error
+    publish(federation, ledger, 0, initial_adapter(client.layout, seed=run.seed))
+    ledger.run.spec = run.model_dump(mode="json")
+    ledger.record("run_fixed", by=client.client_id, backbone=client.backbone_fingerprint[:12])
+    return run
+
+
+def _check_same(run: Run, client: Newcomer) -> None:
+    for what, theirs, ours in (
+        ("backbone", client.backbone_fingerprint, run.backbone_fingerprint),
+        ("tokenizer", client.tokenizer_fingerprint, run.tokenizer_fingerprint),
+    ):
+        if theirs != ours:
+            raise Mismatch(
+                f"the client's {what} has fingerprint {theirs[:12]}, the run's {ours[:12]}; "
+                f"load the same weights and tokenizer as the others ({run.model})"
+            )
+    layout = LoraLayout(tuple((spec.name, spec.shape) for spec in run.lora_layout))
+    if difference := layout.difference(client.layout):
+        raise Mismatch(f"the LoRA layout differs: {difference} (here the run, there the client)")
+
+
+def leave(federation: Federation, client_id: str) -> None:
+    """Let a client go; it may join again. Raises NotFound."""
+    with federation.writing() as ledger:
+        ledger.client(client_id).left = True
+        ledger.record("client_left", client=client_id)
+
+
+def heartbeat(federation: Federation, client_id: str, *, activity: str, progress: float) -> None:
+    """Note that a client lives and how far it is. Raises NotFound."""
+    with federation.reading() as ledger:
+        ledger.client(client_id)
+    share = min(max(progress, 0.0), 1.0)
+    federation.presence.heard(client_id, activity=activity[:100], progress=share)
