@@ -1,5 +1,7 @@
 """Generates the protobuf and gRPC modules beside the .proto files when the package is built."""
 
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,5 +21,9 @@ class ProtocHook(BuildHookInterface):  # type: ignore[type-arg]
         files = sorted(str(path) for path in root.glob("fedpdpo/v1/*.proto"))
         outputs = ("python", "grpc_python", "mypy", "mypy_grpc")
         arguments = [f"-I{root}", f"-I{well_known}", *(f"--{name}_out={root}" for name in outputs)]
+        for name in ("mypy", "mypy_grpc"):
+            plugin = f"protoc-gen-{name}"
+            beside = Path(sys.executable).with_name(plugin)
+            arguments.append(f"--plugin={plugin}={shutil.which(plugin) or beside}")
         if protoc.main(["protoc", *arguments, *files]) != 0:
             raise RuntimeError(f"protoc failed on {', '.join(files)}")

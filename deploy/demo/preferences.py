@@ -21,7 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from package import DemoError, Package, download, whole_folder
+from fedpdpo.common.errors import FedPDPOError
+from fedpdpo.common.files import whole_folder
+from package import DemoError, Package, download
 
 ARCHIVE = Package(
     name="vaderSentiment",
@@ -242,8 +244,8 @@ def get_preferences(
     `out/manifest.json` keeps the settings, and how many pairs each client could draw from.
 
     Raises:
-        DemoError: the archive cannot be had, a world has too few pairs, or `out` is in the way
-            (pairs of other settings are, too).
+        DemoError: the archive cannot be had, or a world has too few pairs.
+        BadState: `out` is in the way (pairs of other settings are, too).
 
     """
     settings: dict[str, object] = {
@@ -307,7 +309,7 @@ def main() -> None:
         folders = get_preferences(
             args.out, train_pairs=args.train_pairs, eval_pairs=args.eval_pairs, seed=args.seed
         )
-    except DemoError as error:
+    except FedPDPOError as error:
         sys.exit(f"error: {error}")
     for folder in folders.values():
         print(f"{folder}: {args.train_pairs} train and {args.eval_pairs} eval pairs")

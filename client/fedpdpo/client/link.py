@@ -16,7 +16,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_e
 
 from fedpdpo.client.evaluation import Metrics
 from fedpdpo.client.state import TrainedRound
-from fedpdpo.common.errors import Refused
+from fedpdpo.common.errors import Refused, WrongDigest
 from fedpdpo.common.files import sha256_of
 from fedpdpo.common.layout import LoraLayout
 from fedpdpo.common.log import fields
@@ -105,9 +105,7 @@ class Link:
         )
 
     def pull(self, version: int, path: Path, layout: LoraLayout) -> None:
-        """Fetch a global adapter to `path`, unless a file is there. Raises StorageFull."""
-        if path.exists():
-            return
+        """Fetch a global adapter to `path`, whole and checked. Raises BadPayload or StorageFull."""
         request = pb.PullAdapterRequest(
             run_id=self._run_id, client_id=self._client_id, adapter_version=version
         )
@@ -198,7 +196,8 @@ class Link:
             raise Refused(f"{self._server}: {_reason(error)}") from error
 
     def _may_pass(self, error: BaseException) -> bool:
-        if not isinstance(error, grpc.RpcError) or _code(error) not in RETRIED:
+        lost = isinstance(error, grpc.RpcError) and _code(error) in RETRIED
+        if not lost and not isinstance(error, WrongDigest):
             return False
         return self._give_up_at is None or time.monotonic() < self._give_up_at
 

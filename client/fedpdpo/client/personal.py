@@ -50,8 +50,6 @@ def export(state_dir: Path, out: Path) -> None:
     """
     if not (state_dir / "client.json").exists():
         raise BadState(f"{state_dir} is no client's state directory")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise BadState(f"{out} is there already; give another --out")
     with held(state_dir):
         state = ClientState(state_dir, client_id=None)
         adapter = state.last_adapter()

@@ -1,14 +1,14 @@
 """Preferences: a prompt with the answer chosen and the answer rejected, in TRL's formats.
 
 The three are text, or chat messages. Without a prompt, `chosen` and `rejected` are whole texts or
-conversations, and what both begin with is the prompt; a prompt that is text beside conversations
-repeats what they begin with and is not used. Errors say where and what is wrong, never
-what a record holds, as training text is private.
+conversations, and what both begin with is the prompt; a prompt that is text beside whole
+conversations repeats what they begin with; beside answers it is the user's message. Errors say
+where and what is wrong, never what a record holds, as training text is private.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -102,12 +102,6 @@ def read_preferences(path: Path, *, skip_bad_records: bool = False) -> Loaded:
     return Loaded(tuple(preferences), tuple(skipped))
 
 
-def digest_of(preferences: Iterable[Preference]) -> str:
-    """SHA-256 over the sorted digests, 64 hex digits: the same for any order of the files."""
-    ordered = sorted(preference.digest for preference in preferences)
-    return hashlib.sha256("\n".join(ordered).encode()).hexdigest()
-
-
 def preference_from(record: object) -> Preference:
     """Understand a decoded record. Lists may also be numpy or pyarrow arrays.
 
@@ -122,7 +116,9 @@ def preference_from(record: object) -> Preference:
         return _implicit(chosen, rejected)
     prompt = _text(record["prompt"], "prompt")
     if isinstance(prompt, str) and not isinstance(chosen, str):
-        return _implicit(chosen, rejected)
+        if chosen[:1] == rejected[:1]:
+            return _implicit(chosen, rejected)
+        prompt = (Message("user", prompt),)
     if isinstance(prompt, tuple):
         chosen, rejected = _messages(chosen), _messages(rejected)
     return Preference(prompt, chosen, rejected)

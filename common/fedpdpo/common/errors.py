@@ -5,6 +5,7 @@
     ├── BadData            preference data that cannot be read as pairs
     ├── BadModel           a backbone or tokenizer that cannot be loaded or used
     ├── BadState           a state directory that is damaged, foreign or in use
+    ├── Diverged           local training that gave NaN or infinity
     ├── BadRequest         a message whose fields are malformed
     ├── BadPayload         a payload whose tensors, chunks or values are wrong
     │   ├── TooLarge       more bytes than the layout has
@@ -38,6 +39,10 @@ class BadModel(FedPDPOError):
 
 class BadState(FedPDPOError):
     """A state directory that is damaged, belongs to another run or is in use."""
+
+
+class Diverged(FedPDPOError):
+    """Local training that gave NaN or infinity; the state before it stays."""
 
 
 class BadRequest(FedPDPOError):

@@ -3,12 +3,14 @@
 import errno
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from fedpdpo.common.errors import BadState, StorageFull
 
@@ -20,12 +22,20 @@ def space_checked(path: Path) -> Iterator[None]:
     """Turn a failure for want of space into StorageFull, which names `path`."""
     try:
         yield
-    except OSError as error:
-        if error.errno in _NO_SPACE:
-            raise StorageFull(
-                f"cannot write {path}: {error.strerror}; free some space, nothing was lost"
-            ) from error
-        raise
+    except (OSError, SafetensorError) as error:
+        number = _error_number(error)
+        if number not in _NO_SPACE:
+            raise
+        raise StorageFull(
+            f"cannot write {path}: {os.strerror(number)}; free some space, nothing was lost"
+        ) from error
+
+
+def _error_number(error: OSError | SafetensorError) -> int:
+    if isinstance(error, OSError):
+        return error.errno or 0
+    told = re.search(r"os error (\d+)", str(error))
+    return int(told.group(1)) if told else 0
 
 
 def sync(path: Path) -> None:
@@ -59,8 +69,11 @@ def whole_file(path: Path) -> Iterator[Path]:
 def whole_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder to fill; on success it becomes `path`, durably and all at once.
 
-    `path` must not hold a folder already, unless it is empty. Raises StorageFull.
+    Raises BadState where something stands at `path` already, other than an empty folder;
+    StorageFull.
     """
+    if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
+        raise BadState(f"{path} is in the way; remove it, or choose another place")
     temporary = path.with_name(f".{path.name}.partial")
     with space_checked(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +81,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         temporary.mkdir()
         try:
             yield temporary
-            for file in temporary.iterdir():
+            for file in temporary.rglob("*"):
                 sync(file)
             sync(temporary)
             temporary.replace(path)

@@ -1,6 +1,7 @@
 """Payloads on their way: files cut into chunks, chunks checked and put together again."""
 
 import hashlib
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -36,7 +37,7 @@ class Receiver:
                 f"{len(sha256)} bytes; 8 and 32 are the least"
             )
         self.path = path
-        self._partial = path.with_name(f".{path.name}.partial")
+        self._partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
         self._num_bytes = num_bytes
         self._sha256 = sha256
         self._received = 0

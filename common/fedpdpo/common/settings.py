@@ -52,8 +52,8 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment before the file, whose content comes as initial values."""
-        return env_settings, init_settings
+        """Beside the flags, the environment where it has a prefix, then the file's values."""
+        return (env_settings, init_settings) if cls.model_config.get("env_prefix") else ()
 
 
 class DaemonSettings(Settings):
@@ -119,6 +119,8 @@ def explain(error: ValidationError, cls: type[BaseModel], *, source: str | None 
         if item["type"] == "extra_forbidden":
             close = nearest(key, _keys(cls))
             lines.append(f"unknown setting {key}{f' in {source}' if source else ''}{close}")
+        elif item["type"] == "missing":
+            lines.append(f"setting {key} is missing; give --{key.replace('_', '-')}")
         else:
             lines.append(f"setting {key}: {item['msg']} (got {item.get('input')!r})")
     return "; ".join(lines)

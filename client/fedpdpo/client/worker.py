@@ -1,0 +1,142 @@
+"""Does what the server asks of a client, one assignment after another."""
+
+import logging
+import math
+
+from fedpdpo.client.evaluation import evaluate
+from fedpdpo.client.link import Heart, Link
+from fedpdpo.client.lora import SharedState, layout_of
+from fedpdpo.client.optimizer import optimizer_for, private_moments, put_private_moments
+from fedpdpo.client.pairset import PairSet
+from fedpdpo.client.policy import Policy, private_parameters, put_private_parameters
+from fedpdpo.client.progress import working
+from fedpdpo.client.state import ClientState, PrivateState, TrainedRound
+from fedpdpo.client.training import num_pair_visits, train_round
+from fedpdpo.common.errors import BadState, Diverged
+from fedpdpo.common.log import fields
+from fedpdpo.common.run import Run
+
+log = logging.getLogger(__name__)
+
+
+class Worker:
+    """Does the server's assignments. `state` always holds the last round that was completed."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        run: Run,
+        state: ClientState,
+        link: Link,
+        heart: Heart,
+        train: PairSet,
+        held_out: PairSet,
+        *,
+        seed: int,
+    ) -> None:
+        self._policy = policy
+        self._run = run
+        self._state = state
+        self._link = link
+        self._heart = heart
+        self._seed = seed
+        self._train = train
+        self._held_out = held_out
+        self._optimizer = optimizer_for(policy, run.method)
+        self._pulled: int | None = None
+        self._trained: TrainedRound | None = None
+        if last := state.last_round():
+            self._trained, private = last
+            put_private_parameters(policy, private.parameters)
+            put_private_moments(self._optimizer, policy, private.moments)
+            log.info(fields("resumed", after_round=self._trained.number))
+
+    def work(self) -> None:
+        """Work until the run has ended."""
+        waited_for = ""
+        while True:
+            assignment = self._link.assignment()
+            match assignment.WhichOneof("task"):
+                case "train":
+                    self._train_round(assignment.train.round)
+                case "evaluate":
+                    self._evaluate(assignment.evaluate.adapter_version)
+                case "finish":
+                    self._pull(assignment.finish.adapter_version)
+                    self._link.leave()
+                    log.info(fields("finished", adapter=assignment.finish.adapter_version,
+                                    stopped=assignment.finish.stopped,
+                                    state_dir=self._state.folder))  # fmt: skip
+                    return
+                case _:
+                    if assignment.wait.reason != waited_for:
+                        waited_for = assignment.wait.reason
+                        log.info(fields("waiting", reason=waited_for))
+
+    def _pull(self, version: int) -> SharedState:
+        layout = layout_of(self._policy.peft_model)
+        path = self._state.adapter_path(version)
+        if self._pulled != version:
+            self._link.pull(version, path, layout)
+            self._pulled = version
+        shared = SharedState.read(path, layout)
+        shared.put_into(self._policy.peft_model)
+        self._state.forget_adapters_before(version)
+        return shared
+
+    def _train_round(self, number: int) -> None:
+        last = self._trained
+        if last is not None and last.number > number:
+            raise BadState(
+                f"{self._state.folder} has trained round {last.number}, the server asks for round "
+                f"{number}; was the server's state restored from an old copy?"
+            )
+        if last is None or last.number < number:
+            last = self._trained = self._trained_round(number)
+        self._link.push(last)
+        log.info(fields("pushed", round=number, bytes=last.delta.stat().st_size))
+
+    def _trained_round(self, number: int) -> TrainedRound:
+        start = self._pull(number - 1)
+        method = self._run.method
+        visits = num_pair_visits(method, len(self._train))
+        with working(f"training round {number}", total=visits, heart=self._heart) as advance:
+            report = train_round(
+                self._policy,
+                self._train,
+                method,
+                self._optimizer,
+                seed=self._seed,
+                round_number=number,
+                advance=advance,
+            )
+        if not math.isfinite(report.loss):
+            raise Diverged(
+                f"training round {number} gave a loss of {report.loss}; the run's learning rates "
+                "are too high for these pairs, and what the round before left is kept"
+            )
+        log.info(fields("trained", round=number, loss=report.loss, accuracy=report.accuracy))
+        return self._state.save_round(
+            number,
+            private=PrivateState(
+                private_parameters(self._policy), private_moments(self._optimizer, self._policy)
+            ),
+            delta=SharedState.of(self._policy.peft_model).minus(start),
+            num_pairs=len(self._train),
+            report=report,
+        )
+
+    def _evaluate(self, version: int) -> None:
+        self._pull(version)
+        pairs, method = self._held_out, self._run.method
+        with working(
+            f"measuring adapter {version}", total=len(pairs), heart=self._heart
+        ) as advance:
+            shared, personal = evaluate(self._policy, pairs, method, advance=advance)
+        views = {"VIEW_GLOBAL": shared, "VIEW_PERSONALIZED": personal}
+        for view, metrics in views.items():
+            log.info(fields("measured", adapter=version, view=view.removeprefix("VIEW_").lower(),
+                            combined=metrics.combined_accuracy, implicit=metrics.implicit_accuracy,
+                            explicit=metrics.explicit_accuracy, margin=metrics.margin,
+                            loss=metrics.loss))  # fmt: skip
+        self._link.report(version, num_pairs=len(pairs), views=views)
