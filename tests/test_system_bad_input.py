@@ -1,6 +1,8 @@
 """What bad input gets from the real commands: words that help, an exit code, nothing lost."""
 
 import json
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -171,6 +173,33 @@ def test_a_truncated_state_file_is_named_and_the_rest_is_kept(
         export = on.start("fedpdpo", "export", "--state-dir", tmp_path / "ada", "--out",
                           tmp_path / "out", log="export2")  # fmt: skip
         assert export.ends() == 0, export.output
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_server_whose_disk_is_full_says_so_and_goes_on_when_there_is_space(
+    tmp_path: Path, model: Path, data: Path, small_disk: Path
+) -> None:
+    with stage(tmp_path) as on:
+        server = on.start(
+            "fedpdpo-server", "--port", 0, "--state-dir", small_disk / "server", "--model", model,
+            *METHOD, "--lora.rank", 256, log="server",
+        )  # fmt: skip
+        port = int(server.says(r"serving address=\S+:(\d+)").group(1))
+        waiting = on.client("ada", port, data)
+        waiting.says("waiting_for_server .*No space left on device")
+        subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
+        assert waiting.ends() == 0, waiting.output
+        assert server.ends() == 0, server.output
 
 
 def test_a_client_whose_disk_is_full_keeps_its_old_state_and_goes_on_later(
