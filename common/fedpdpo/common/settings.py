@@ -173,7 +173,14 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
         raise BadSettings(
             f"{path} holds a {type(values).__name__}; a mapping of settings is needed"
         )
-    return {str(key).replace("-", "_"): value for key, value in values.items()}
+    return _underscored(values)
+
+
+def _underscored(values: Mapping[Any, Any]) -> dict[str, Any]:
+    return {
+        str(key).replace("-", "_"): _underscored(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+    }
 
 
 def run_program(main: Any, argv: Sequence[str] | None, *, program: str) -> int:

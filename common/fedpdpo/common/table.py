@@ -1,13 +1,12 @@
 """Draws the status of a run for a terminal."""
 
 from rich.console import Group, RenderableType
+from rich.filesize import decimal
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from fedpdpo.v1 import metrics_pb2, operator_pb2
-
-_ENDED = (operator_pb2.PHASE_FINISHED, operator_pb2.PHASE_STOPPED)
 
 
 def status_table(seen: operator_pb2.GetStatusResponse) -> RenderableType:
@@ -47,8 +46,8 @@ def _clients(seen: operator_pb2.GetStatusResponse) -> Table:
         table.add_row(
             client.client_id,
             str(client.num_train_pairs),
-            _bytes(client.bytes_received),
-            _bytes(client.bytes_sent),
+            decimal(client.bytes_received),
+            decimal(client.bytes_sent),
             f"{client.last_seen_s:.0f} s ago",
             doing,
             ProgressBar(total=1.0, completed=client.progress, width=20) if client.activity else "",
@@ -88,7 +87,3 @@ def _accuracy(metrics: metrics_pb2.PreferenceMetrics | None) -> str:
         f"{100 * metrics.combined_accuracy:.1f} "
         f"({100 * metrics.implicit_accuracy:.0f}, {100 * metrics.explicit_accuracy:.0f})"
     )
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 2**20:.1f} MiB" if count else "-"

@@ -19,6 +19,7 @@ from fedpdpo.server.changes import Changes
 from fedpdpo.server.federation import Federation
 from fedpdpo.server.federation_service import FederationService
 from fedpdpo.server.interceptor import StatusInterceptor
+from fedpdpo.server.ledger import ENDED
 from fedpdpo.server.operator_service import OperatorService
 from fedpdpo.server.settings import ServerSettings
 from fedpdpo.server.status import status
@@ -32,7 +33,6 @@ log = logging.getLogger(__name__)
 
 _TICK_S = 1.0
 _GRACE_S = 2.0
-_ENDED = (operator_pb2.PHASE_FINISHED, operator_pb2.PHASE_STOPPED)
 _SERVICES = (
     federation_pb2.DESCRIPTOR.services_by_name["FederationService"].full_name,
     operator_pb2.DESCRIPTOR.services_by_name["OperatorService"].full_name,
@@ -54,7 +54,7 @@ async def serve(
     with held(settings.state_dir), contextlib.closing(Store(settings.state_dir)) as store:
         changes = Changes()
         federation = Federation(store, settings, clock=time.time, notify=changes.ring)
-        server, port = _listening(federation, changes, settings)
+        server, port = await _listening(federation, changes, settings)
         await server.start()
         started(port)
         log.info(
@@ -69,7 +69,7 @@ async def serve(
             log.info(fields("server_stopped", state_dir=settings.state_dir))
 
 
-def _listening(
+async def _listening(
     federation: Federation, changes: Changes, settings: ServerSettings
 ) -> tuple[grpc.aio.Server, int]:
     server = grpc.aio.server(
@@ -88,8 +88,7 @@ def _listening(
         [*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], server
     )
     for name in ("", *_SERVICES):
-        serving = health_pb2.HealthCheckResponse.SERVING
-        asyncio.get_running_loop().create_task(healthy.set(name, serving))
+        await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
     address = f"{settings.host}:{settings.port}"
     try:
         port = server.add_insecure_port(address)
@@ -103,7 +102,7 @@ def _listening(
 
 
 async def _drive(
-    federation: Federation, changes: Changes, stopping: asyncio.Event, show: "Show"
+    federation: Federation, changes: Changes, stopping: asyncio.Event, show: Callable[[], None]
 ) -> None:
     leave_at = float("inf")
     while not stopping.is_set():
@@ -113,11 +112,12 @@ async def _drive(
                 pass
         except StorageFull as error:
             log.warning(fields("waiting_for_space", reason=str(error)))
-        seen = await asyncio.to_thread(status, federation)
-        show(seen)
-        if seen.phase in _ENDED:
+        await asyncio.to_thread(show)
+        with federation.reading() as ledger:
+            ended, here = ledger.phase() in ENDED, ledger.joined()
+        if ended:
             leave_at = min(leave_at, time.monotonic() + federation.settings.linger_s)
-            if time.monotonic() >= leave_at or all(client.left for client in seen.clients):
+            if time.monotonic() >= leave_at or not here:
                 return
         waits = [asyncio.create_task(change.wait()), asyncio.create_task(stopping.wait())]
         await asyncio.wait(waits, timeout=_TICK_S, return_when=asyncio.FIRST_COMPLETED)
@@ -125,22 +125,11 @@ async def _drive(
             task.cancel()
 
 
-class Show:
-    """Shows a status: as a live table on a terminal, not at all elsewhere (the log tells)."""
-
-    def __init__(self, live: Live | None) -> None:
-        self._live = live
-
-    def __call__(self, seen: operator_pb2.GetStatusResponse) -> None:
-        """Show the newest status."""
-        if self._live is not None:
-            self._live.update(status_table(seen))
-
-
 @contextlib.contextmanager
-def _shown(federation: Federation) -> Iterator[Show]:
+def _shown(federation: Federation) -> Iterator[Callable[[], None]]:
+    """Show the status as a live table on a terminal, and not at all elsewhere: the log tells."""
     if not console.is_terminal:
-        yield Show(None)
+        yield lambda: None
         return
     with Live(status_table(status(federation)), console=console, refresh_per_second=4) as live:
-        yield Show(live)
+        yield lambda: live.update(status_table(status(federation)))

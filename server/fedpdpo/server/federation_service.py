@@ -9,7 +9,7 @@ from fedpdpo.common.layout import LoraLayout
 from fedpdpo.common.payload import chunks_of
 from fedpdpo.common.run import check_client_id
 from fedpdpo.common.wire import run_to_message
-from fedpdpo.server import membership
+from fedpdpo.server import membership, outlet
 from fedpdpo.server.changes import Changes
 from fedpdpo.server.federation import Federation
 from fedpdpo.server.intake import Announced, Intake, Metrics
@@ -73,16 +73,13 @@ class FederationService(FederationServiceServicer):
         """Stream an adapter."""
         client_id, version = self._known(request), request.adapter_version
         federation = self._federation
-        with federation.reading() as ledger:
-            ledger.client(client_id)
-            row = ledger.adapter(version)
+        row = await asyncio.to_thread(outlet.adapter, federation, client_id, version)
         header = payload_pb2.PayloadHeader(num_bytes=row.num_bytes, sha256=row.sha256)
         yield pb.PullAdapterResponse(header=header)
         for offset, data in chunks_of(federation.store.adapter_path(version)):
             chunk = payload_pb2.PayloadChunk(offset=offset, data=data)
             yield pb.PullAdapterResponse(chunk=chunk)
-        with federation.writing() as ledger:
-            ledger.client(client_id).bytes_sent += row.num_bytes
+        await asyncio.to_thread(outlet.sent, federation, client_id, row.num_bytes)
 
     async def PushDelta(
         self, request_iterator: AsyncIterator[pb.PushDeltaRequest], context: Any
@@ -138,8 +135,12 @@ class FederationService(FederationServiceServicer):
     async def Heartbeat(self, request: pb.HeartbeatRequest, context: Any) -> pb.HeartbeatResponse:
         """Note a sign of life."""
         client_id = self._known(request)
-        membership.heartbeat(
-            self._federation, client_id, activity=request.activity, progress=request.progress
+        await asyncio.to_thread(
+            membership.heartbeat,
+            self._federation,
+            client_id,
+            activity=request.activity,
+            progress=request.progress,
         )
         return pb.HeartbeatResponse()
 

@@ -20,24 +20,19 @@ def step(federation: Federation) -> bool:
     average is published, the next start averages the same set to the same bits. Averaging does
     not hold the run's lock. Raises StorageFull; the step can be tried again.
     """
-    with federation.reading() as ledger:
-        due = _due(federation, ledger)
-    if not due:
-        return False
-    with federation.writing() as ledger:
-        opened = ledger.open_round()
-        if opened is None:
-            _open_or_end(federation, ledger)
-            return True
-        if not opened.closing:
-            _close(ledger, opened)
-        number = opened.number
-        deltas = {
-            row.client_id: SpooledDelta(
-                federation.store.delta_path(number, row.client_id), row.num_pairs
-            )
-            for row in ledger.deltas(number)
-        }
+    with federation.lock:
+        with federation.reading() as ledger:
+            if not _due(federation, ledger):
+                return False
+        with federation.writing() as ledger:
+            opened = ledger.open_round()
+            if opened is None:
+                _open_or_end(federation, ledger)
+                return True
+            if not opened.closing:
+                _close(ledger, opened)
+            number = opened.number
+            deltas = _spooled(federation, ledger, number)
     _average(federation, number, deltas)
     return True
 
@@ -86,6 +81,14 @@ def _close(ledger: Ledger, opened: RoundRow) -> None:
     opened.closing = True
     late = ",".join(turnout.awaited) or "none"
     ledger.record("round_closed", round=opened.number, deltas=len(turnout.pushed), late=late)
+
+
+def _spooled(federation: Federation, ledger: Ledger, number: int) -> dict[str, SpooledDelta]:
+    path_of = federation.store.delta_path
+    return {
+        row.client_id: SpooledDelta(path_of(number, row.client_id), row.num_pairs)
+        for row in ledger.deltas(number)
+    }
 
 
 def _average(federation: Federation, number: int, deltas: dict[str, SpooledDelta]) -> None:
