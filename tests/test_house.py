@@ -62,7 +62,7 @@ def test_the_base_install_says_what_the_client_needs() -> None:
         "sys.exit(main(['--server', 'localhost:1', '--data', 'x']))"
     )
     assert done.returncode == 2
-    assert "pip install 'fedpdpo[client]'" in done.stderr
+    assert "install this package with its extra [client]" in done.stderr
 
 
 def test_every_module_is_one_room() -> None:

@@ -155,7 +155,7 @@ def test_a_truncated_state_file_is_named_and_the_rest_is_kept(
 ) -> None:
     with stage(tmp_path) as on:
         rounds = ("--min-clients", 1, "--rounds", 2, "--lora.last-layers", 2, "--lora.rank", 4)
-        server, port = on.server("--model", model, *rounds, "--linger-s", 60)
+        server, port = on.server("--model", model, *rounds)
         first = on.client("ada", port, data)
         assert first.ends() == 0, first.output
         assert server.ends() == 0

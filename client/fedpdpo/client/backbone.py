@@ -69,8 +69,7 @@ def _refuse_unknown_heads(model: Any, name: str) -> None:
 def fingerprint(model: nn.Module) -> str:
     """SHA-256 over names, shapes and values rounded to bfloat16, in the order of the names.
 
-    Rounding makes it the same whichever way and in whichever of the usual dtypes the weights were
-    stored and loaded.
+    Rounding makes it the same whether the weights were stored and loaded in float32 or bfloat16.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):

@@ -32,7 +32,7 @@ def _run(argv: Sequence[str]) -> None:
         from fedpdpo.client.daemon import run_client
     except ModuleNotFoundError as error:
         raise BadSettings(
-            f"{error.name} is not installed; the client needs `pip install 'fedpdpo[client]'`"
+            f"{error.name} is not installed; install this package with its extra [client]"
         ) from error
     run_client(settings)
 

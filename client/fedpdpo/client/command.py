@@ -149,7 +149,7 @@ def _run(argv: Sequence[str]) -> None:
         command.run(settings, Console())
     except ModuleNotFoundError as error:
         raise BadSettings(
-            f"{error.name} is not installed; this needs `pip install 'fedpdpo[client]'`"
+            f"{error.name} is not installed; install this package with its extra [client]"
         ) from error
 
 

@@ -16,7 +16,7 @@ from fedpdpo.client.preferences import Preference, read_preferences
 from fedpdpo.client.progress import working
 from fedpdpo.client.settings import ClientSettings
 from fedpdpo.client.state import ClientState
-from fedpdpo.client.tokens import pair_tokens
+from fedpdpo.client.tokens import PairTokens, pair_tokens
 from fedpdpo.client.worker import Worker
 from fedpdpo.common.files import held
 from fedpdpo.common.log import fields
@@ -47,6 +47,9 @@ def run_client(settings: ClientSettings) -> None:
         )  # fmt: skip
         seed = client_seed(run.seed, state.client_id)
         policy = Policy(backbone, run, private_seed=seed)
+        parts = {"train": train, "eval": held_out}
+        tokens = {part: _tokens(some, backbone, settings) for part, some in parts.items()}
+        policy.check(max(tokens["train"], key=len))
         run = link.join(
             backbone_fingerprint=backbone.fingerprint,
             tokenizer_fingerprint=backbone.tokenizer_fingerprint,
@@ -57,11 +60,21 @@ def run_client(settings: ClientSettings) -> None:
         state.bind(run, model=model)
         log.info(fields("joined", server=settings.server, run=run.run_id, client=state.client_id))
         heart = closing.enter_context(Heart(link, every_s=settings.heartbeat_s))
-        pair_sets = [
-            _prepared(part, preferences, policy, backbone, state, settings, heart)
-            for part, preferences in (("train", train), ("eval", held_out))
-        ]
-        Worker(policy, run, state, link, heart, *pair_sets, seed=seed).work()
+        sets: list[PairSet] = []
+        for part, pairs in tokens.items():
+            with working(f"preparing {part}", total=len(pairs), heart=heart) as advance:
+                taken = sum(earlier.kept_bytes for earlier in sets)
+                prepared = prepare(
+                    policy,
+                    pairs,
+                    tokens_per_pack=settings.tokens_per_pack,
+                    trunk_cache_bytes=int(settings.trunk_cache_gib * 2**30) - taken,
+                    reference_file=state.reference_path(part),
+                    reference_key=_reference_key(parts[part], policy, backbone, settings),
+                    advance=advance,
+                )
+            sets.append(prepared)
+        Worker(policy, run, state, link, heart, *sets, seed=seed).work()
 
 
 def read_pairs(
@@ -83,33 +96,31 @@ def read_pairs(
     return train, held_out
 
 
-def _prepared(
-    part: str,
-    preferences: tuple[Preference, ...],
-    policy: Policy,
-    backbone: Backbone,
-    state: ClientState,
-    settings: ClientSettings,
-    heart: Heart,
-) -> PairSet:
+def _tokens(
+    preferences: tuple[Preference, ...], backbone: Backbone, settings: ClientSettings
+) -> list[PairTokens]:
     tokenizer, max_tokens = backbone.tokenizer, settings.max_tokens
     pairs = [pair_tokens(one, tokenizer, max_tokens=max_tokens) for one in preferences]
     if cut := sum(pair.truncated for pair in pairs):
         log.warning(fields("cut", pairs=cut, max_tokens=max_tokens))
-    if part == "train":
-        policy.check(max(pairs, key=len))
-    fixed = [backbone.fingerprint, backbone.tokenizer_fingerprint, settings.dtype, str(max_tokens)]
-    key = "\n".join([*fixed, *(one.digest for one in preferences)])
-    with working(f"preparing {part}", total=len(pairs), heart=heart) as advance:
-        return prepare(
-            policy,
-            pairs,
-            tokens_per_pack=settings.tokens_per_pack,
-            trunk_cache_bytes=int(settings.trunk_cache_gib * 2**30),
-            reference_file=state.reference_path(part),
-            reference_key=hashlib.sha256(key.encode()).hexdigest(),
-            advance=advance,
-        )
+    return pairs
+
+
+def _reference_key(
+    preferences: tuple[Preference, ...],
+    policy: Policy,
+    backbone: Backbone,
+    settings: ClientSettings,
+) -> str:
+    """Names all that reference margins depend on, to the last bit."""
+    parts = [
+        backbone.fingerprint,
+        backbone.tokenizer_fingerprint,
+        f"{settings.dtype} {policy.device} {torch.get_num_threads()} threads {torch.__version__}",
+        f"{settings.max_tokens} {settings.tokens_per_pack} {policy.decoder.num_trunk_layers}",
+        *(one.digest for one in preferences),
+    ]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def client_seed(run_seed: int, client_id: str) -> int:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import grpc
-from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
+from tenacity import RetryCallState, Retrying, wait_random_exponential
 
 from fedpdpo.client.evaluation import Metrics
 from fedpdpo.client.state import TrainedRound
-from fedpdpo.common.errors import Refused, WrongDigest
+from fedpdpo.common.errors import NotOpen, Refused, WrongDigest
 from fedpdpo.common.files import sha256_of
 from fedpdpo.common.layout import LoraLayout
 from fedpdpo.common.log import fields
@@ -36,6 +36,7 @@ _POLL_S = 30.0
 _MAX_WAIT_S = 20.0
 _CALL_S = 60.0
 _TRANSFER_S = 3600.0
+_TRIES_IF_BROKEN = 5
 _OPTIONS = [
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 20_000),
@@ -126,7 +127,10 @@ class Link:
             receiver.keep()
 
     def push(self, trained: TrainedRound) -> None:
-        """Send the delta of a trained round; returns when the server has it for good."""
+        """Send the delta of a trained round; returns when the server has it for good.
+
+        Raises NotOpen where the server no longer takes it.
+        """
         header = pb.DeltaHeader(
             run_id=self._run_id,
             client_id=self._client_id,
@@ -144,7 +148,12 @@ class Link:
                 chunk = payload_pb2.PayloadChunk(offset=offset, data=data)
                 yield pb.PushDeltaRequest(chunk=chunk)
 
-        self._call("PushDelta", lambda: self._stub.PushDelta(parts(), timeout=_TRANSFER_S))
+        try:
+            self._call("PushDelta", lambda: self._stub.PushDelta(parts(), timeout=_TRANSFER_S))
+        except Refused as error:
+            if error.code in ("FAILED_PRECONDITION", "ALREADY_EXISTS"):
+                raise NotOpen(str(error)) from error
+            raise
 
     def report(self, version: int, *, num_pairs: int, views: dict[str, Metrics]) -> None:
         """Tell the held-out metrics of an adapter, by the wire's view names."""
@@ -179,13 +188,16 @@ class Link:
             log.debug(fields("heartbeat_lost", reason=repr(error)))
 
     def leave(self) -> None:
-        """Leave the run."""
+        """Leave the run, if the server is still there to hear it."""
         request = pb.LeaveRequest(run_id=self._run_id, client_id=self._client_id)
-        self._call("Leave", lambda: self._stub.Leave(request, timeout=_CALL_S))
+        try:
+            self._stub.Leave(request, timeout=_CALL_S)
+        except grpc.RpcError as error:
+            log.info(fields("left_unheard", reason=_reason(error)))
 
     def _call(self, method: str, attempt: Callable[[], R]) -> R:
         retrying = Retrying(
-            retry=retry_if_exception(self._may_pass),
+            retry=self._may_pass,
             wait=wait_random_exponential(multiplier=0.5, max=_MAX_WAIT_S),
             before_sleep=lambda state: self._say_waiting(method, state),
             reraise=True,
@@ -193,11 +205,17 @@ class Link:
         try:
             return retrying(attempt)
         except grpc.RpcError as error:
-            raise Refused(f"{self._server}: {_reason(error)}") from error
+            message = f"{self._server}: {_reason(error)}"
+            raise Refused(message, code=_code(error).name) from error
 
-    def _may_pass(self, error: BaseException) -> bool:
-        lost = isinstance(error, grpc.RpcError) and _code(error) in RETRIED
-        if not lost and not isinstance(error, WrongDigest):
+    def _may_pass(self, state: RetryCallState) -> bool:
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, grpc.RpcError):
+            code = _code(error)
+            broken = code is grpc.StatusCode.INTERNAL and state.attempt_number < _TRIES_IF_BROKEN
+            if code not in RETRIED and not broken:
+                return False
+        elif not isinstance(error, WrongDigest):
             return False
         return self._give_up_at is None or time.monotonic() < self._give_up_at
 

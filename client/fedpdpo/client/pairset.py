@@ -40,6 +40,11 @@ class PairSet:
     def __len__(self) -> int:
         return len(self.pairs)
 
+    @property
+    def kept_bytes(self) -> int:
+        """Memory that the trunk's states take."""
+        return sum(part.numel() * part.element_size() for part in self.entering)
+
     def packs(
         self, indices: Sequence[int], *, device: torch.device
     ) -> list[tuple[Pack, Tensor | None]]:
@@ -91,10 +96,10 @@ def prepare(
     if known is None:
         with whole_file(reference_file) as partial:
             save_file({"margins": margins}, partial, metadata={"key": reference_key})
-    kept = sum(part.numel() * part.element_size() for part in entering)
+    prepared = PairSet(pairs, margins, tokens_per_pack, entering)
     log.info(fields("prepared", pairs=len(pairs), reference_known=known is not None,
-                    trunk_cache_mib=kept / 2**20))  # fmt: skip
-    return PairSet(pairs, margins, tokens_per_pack, entering)
+                    trunk_cache_mib=prepared.kept_bytes / 2**20))  # fmt: skip
+    return prepared
 
 
 def _bytes(policy: Policy, pairs: Sequence[PairTokens]) -> int:

@@ -12,7 +12,7 @@ from fedpdpo.client.policy import Policy, private_parameters, put_private_parame
 from fedpdpo.client.progress import working
 from fedpdpo.client.state import ClientState, PrivateState, TrainedRound
 from fedpdpo.client.training import num_pair_visits, train_round
-from fedpdpo.common.errors import BadState, Diverged
+from fedpdpo.common.errors import BadState, Diverged, NotOpen
 from fedpdpo.common.log import fields
 from fedpdpo.common.run import Run
 
@@ -93,8 +93,12 @@ class Worker:
             )
         if last is None or last.number < number:
             last = self._trained = self._trained_round(number)
-        self._link.push(last)
-        log.info(fields("pushed", round=number, bytes=last.delta.stat().st_size))
+        try:
+            self._link.push(last)
+        except NotOpen as error:
+            log.warning(fields("delta_not_taken", round=number, reason=error))
+        else:
+            log.info(fields("pushed", round=number, bytes=last.delta.stat().st_size))
 
     def _trained_round(self, number: int) -> TrainedRound:
         start = self._pull(number - 1)
@@ -110,18 +114,19 @@ class Worker:
                 round_number=number,
                 advance=advance,
             )
-        if not math.isfinite(report.loss):
+        private = private_parameters(self._policy)
+        delta = SharedState.of(self._policy.peft_model).minus(start)
+        values = (*private.values(), *delta.tensors.values())
+        if not math.isfinite(report.loss) or not all(v.isfinite().all() for v in values):
             raise Diverged(
-                f"training round {number} gave a loss of {report.loss}; the run's learning rates "
-                "are too high for these pairs, and what the round before left is kept"
+                f"training round {number} gave NaN or infinity (loss {report.loss:.4g}); the run's "
+                "learning rates are too high for these pairs; what the round before left is kept"
             )
         log.info(fields("trained", round=number, loss=report.loss, accuracy=report.accuracy))
         return self._state.save_round(
             number,
-            private=PrivateState(
-                private_parameters(self._policy), private_moments(self._optimizer, self._policy)
-            ),
-            delta=SharedState.of(self._policy.peft_model).minus(start),
+            private=PrivateState(private, private_moments(self._optimizer, self._policy)),
+            delta=delta,
             num_pairs=len(self._train),
             report=report,
         )

@@ -82,4 +82,11 @@ class AlreadyPushed(FedPDPOError):
 
 
 class Refused(FedPDPOError):
-    """The server refused a request; the message carries the server's words."""
+    """The server refused a request; the message carries the server's words.
+
+    `code` is the name of the gRPC status, empty where there was none.
+    """
+
+    def __init__(self, message: str, *, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code

@@ -58,6 +58,13 @@ class MethodSettings(Closed):
     reward_lr: Rate = Field(5e-3, description="AdamW learning rate of the reward head")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient norm bound of a step")
 
+    @model_validator(mode="after")
+    def _has_what_it_schedules(self) -> "MethodSettings":
+        private = self.head != "frozen" or self.bottleneck or self.reward_head
+        if self.schedule == "private_then_shared" and not private:
+            raise ValueError("the schedule private_then_shared needs a private part to train")
+        return self
+
 
 class TensorSpec(Closed):
     """One float32 tensor of the LoRA adapter."""

@@ -1,6 +1,6 @@
 """The aggregation rule: theta' = theta + eta * sum_i w_i d_i, with w_i = n_i / sum_j n_j.
 
-FedAvg over LoRA deltas (METHOD step 8, docs/method.md). Deltas are read from disk tensor by
+FedAvg over LoRA deltas, equation [8] of docs/method.md. Deltas are read from disk tensor by
 tensor and summed in float64 in the order of the clients' ids, so the result has the same bits
 whatever the order of arrival, and the memory needed is one adapter and one tensor.
 """

@@ -45,7 +45,9 @@ async def serve(
     stopping: asyncio.Event,
     started: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Serve the run of a state directory until it has ended or `stopping` is set.
+    """Serve the run of a state directory until it has ended and no client is there any more.
+
+    Setting `stopping` ends it at once; the run goes on at the next start.
 
     `started` is told the port once clients can connect.
 
@@ -54,7 +56,7 @@ async def serve(
     with held(settings.state_dir), contextlib.closing(Store(settings.state_dir)) as store:
         changes = Changes()
         federation = Federation(store, settings, clock=time.time, notify=changes.ring)
-        server, port = await _listening(federation, changes, settings)
+        server, healthy, port = await _listening(federation, changes, settings)
         await server.start()
         started(port)
         log.info(
@@ -65,13 +67,14 @@ async def serve(
             with _shown(federation) as show:
                 await _drive(federation, changes, stopping, show)
         finally:
+            await healthy.enter_graceful_shutdown()
             await server.stop(_GRACE_S)
             log.info(fields("server_stopped", state_dir=settings.state_dir))
 
 
 async def _listening(
     federation: Federation, changes: Changes, settings: ServerSettings
-) -> tuple[grpc.aio.Server, int]:
+) -> tuple[grpc.aio.Server, health.aio.HealthServicer, int]:
     server = grpc.aio.server(
         interceptors=[StatusInterceptor()],
         options=[
@@ -98,13 +101,12 @@ async def _listening(
         ) from error
     if settings.host not in ("127.0.0.1", "localhost", "::1"):
         log.warning(fields("unencrypted", address=address, advice="use only on a trusted network"))
-    return server, port
+    return server, healthy, port
 
 
 async def _drive(
     federation: Federation, changes: Changes, stopping: asyncio.Event, show: Callable[[], None]
 ) -> None:
-    leave_at = float("inf")
     while not stopping.is_set():
         change = changes.next
         try:
@@ -114,10 +116,7 @@ async def _drive(
             log.warning(fields("waiting_for_space", reason=str(error)))
         await asyncio.to_thread(show)
         with federation.reading() as ledger:
-            ended, here = ledger.phase() in ENDED, ledger.joined()
-        if ended:
-            leave_at = min(leave_at, time.monotonic() + federation.settings.linger_s)
-            if time.monotonic() >= leave_at or not here:
+            if ledger.phase() in ENDED and not federation.active(ledger):
                 return
         waits = [asyncio.create_task(change.wait()), asyncio.create_task(stopping.wait())]
         await asyncio.wait(waits, timeout=_TICK_S, return_when=asyncio.FIRST_COMPLETED)

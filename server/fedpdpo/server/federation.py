@@ -41,6 +41,8 @@ class Federation:
         self.run = open_run(store, settings)
         self.presence = Presence(clock, timeout_s=settings.client_timeout_s)
         self.lock = threading.RLock()
+        with self.reading() as ledger:
+            store.forget_deltas(ledger.version() or 0)
 
     @contextmanager
     def reading(self) -> Iterator[Ledger]:
@@ -105,7 +107,10 @@ class Federation:
         if opened is not None and opened.closing:
             return f"the average of round {opened.number}"
         if opened is not None:
-            return f"deltas of {', '.join(ledger.turnout(opened).awaited) or 'a quorum'}"
+            turnout, quorum = ledger.turnout(opened), self.settings.quorum
+            if not turnout.awaited:
+                return f"{turnout.required(quorum)} deltas; {len(turnout.pushed)} came, others left"
+            return f"deltas of {', '.join(turnout.awaited)}"
         if phase is Phase.EVALUATING:
             return f"evaluations of {', '.join(self.unmeasured(ledger)) or 'nobody'}"
         if ledger.run.paused:

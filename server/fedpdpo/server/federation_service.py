@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-from fedpdpo.common.errors import BadPayload
+from fedpdpo.common.errors import BadPayload, BadRequest
 from fedpdpo.common.layout import LoraLayout
 from fedpdpo.common.payload import chunks_of
 from fedpdpo.common.run import check_client_id
@@ -112,17 +112,18 @@ class FederationService(FederationServiceServicer):
         self, request: pb.ReportEvaluationRequest, context: Any
     ) -> pb.ReportEvaluationResponse:
         """Keep held-out metrics."""
-        views = {
-            metrics_pb2.View.Name(item.view): Metrics(
+        views: dict[str, Metrics] = {}
+        for item in request.evaluations:
+            known = item.view in (metrics_pb2.VIEW_GLOBAL, metrics_pb2.VIEW_PERSONALIZED)
+            if not known or metrics_pb2.View.Name(item.view) in views:
+                raise BadRequest(f"the view {item.view} is unknown or comes twice")
+            views[metrics_pb2.View.Name(item.view)] = Metrics(
                 item.metrics.implicit_accuracy,
                 item.metrics.explicit_accuracy,
                 item.metrics.combined_accuracy,
                 item.metrics.margin,
                 item.metrics.loss,
             )
-            for item in request.evaluations
-            if item.view in (metrics_pb2.VIEW_GLOBAL, metrics_pb2.VIEW_PERSONALIZED)
-        }
         await asyncio.to_thread(
             self._intake.evaluation,
             self._known(request),

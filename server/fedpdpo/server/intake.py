@@ -9,7 +9,7 @@ from fedpdpo.common.layout import check_payload
 from fedpdpo.common.payload import Receiver
 from fedpdpo.server.averaging import check_finite
 from fedpdpo.server.federation import Federation
-from fedpdpo.server.ledger import Ledger
+from fedpdpo.server.ledger import ENDED, Ledger
 from fedpdpo.server.store import DeltaRow, EvaluationRow
 
 _MAX_PAIRS = 10**9
@@ -140,6 +140,8 @@ def _is_counted(ledger: Ledger, delta: Announced) -> bool:
             return True
         raise AlreadyPushed(f"another delta of {delta.client_id} for round {number} counts")
     opened = ledger.open_round()
+    if ledger.phase() in ENDED:
+        raise NotOpen(f"round {number} is not open, the run has ended")
     if opened is None or opened.closing or opened.number != number:
         now = "no round is open" if opened is None else f"round {opened.number} is open"
         if opened is not None and opened.closing:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from fedpdpo.common.errors import BadRequest, Mismatch
+from fedpdpo.common.errors import BadRequest, Mismatch, NotFound
 from fedpdpo.common.layout import LoraLayout
 from fedpdpo.common.run import Run
 from fedpdpo.server.averaging import initial_adapter
@@ -92,10 +92,14 @@ def _check_same(run: Run, client: Newcomer) -> None:
 
 
 def leave(federation: Federation, client_id: str) -> None:
-    """Let a client go; it may join again. Raises NotFound."""
+    """Let a client go; it may join again. One that has left stays so. Raises NotFound."""
     with federation.writing() as ledger:
-        ledger.client(client_id).left = True
-        ledger.record("client_left", client=client_id)
+        row = ledger.session.get(ClientRow, client_id)
+        if row is None:
+            raise NotFound(f"client {client_id} has never joined the run")
+        if not row.left:
+            row.left = True
+            ledger.record("client_left", client=client_id)
 
 
 def heartbeat(federation: Federation, client_id: str, *, activity: str, progress: float) -> None:

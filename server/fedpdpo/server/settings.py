@@ -44,9 +44,6 @@ class ServerSettings(DaemonSettings):
     client_timeout_s: float = Field(
         120.0, gt=0, description="seconds of silence after which a client counts as away"
     )
-    linger_s: float = Field(
-        60.0, ge=0, description="seconds that the ended run is served to clients still there"
-    )
     server_lr: float = Field(1.0, gt=0, le=10, description="step eta along the mean delta")
     seed: int = Field(0, ge=0, lt=2**63, description="seeds sampling and the first adapter")
     lora: LoraSettings = LoraSettings()

@@ -7,6 +7,8 @@ from fedpdpo.server.federation import Federation
 from fedpdpo.server.store import ClientRow, EvaluationRow
 from fedpdpo.v1 import metrics_pb2, operator_pb2
 
+_SHOWN_VERSIONS = 10
+
 
 def status(federation: Federation) -> operator_pb2.GetStatusResponse:
     """A snapshot of a federation."""
@@ -14,13 +16,19 @@ def status(federation: Federation) -> operator_pb2.GetStatusResponse:
         opened = ledger.open_round()
         turnout = ledger.turnout(opened) if opened is not None else None
         clients = select(ClientRow).order_by(ClientRow.client_id)
-        found = select(EvaluationRow).order_by(EvaluationRow.version, EvaluationRow.client_id)
+        version = ledger.version() or 0
+        shown = (EvaluationRow.version == 0) | (EvaluationRow.version > version - _SHOWN_VERSIONS)
+        found = (
+            select(EvaluationRow)
+            .where(shown)
+            .order_by(EvaluationRow.version, EvaluationRow.client_id)
+        )
         return operator_pb2.GetStatusResponse(
             run=run_to_message(federation.run),
             phase=operator_pb2.Phase.Value(f"PHASE_{ledger.phase()}"),
             paused=ledger.run.paused,
             round=opened.number if opened is not None else 0,
-            adapter_version=ledger.version() or 0,
+            adapter_version=version,
             sampled=sorted(turnout.sampled) if turnout else (),
             pushed=sorted(turnout.pushed) if turnout else (),
             waiting_for=federation.waiting_for(ledger),

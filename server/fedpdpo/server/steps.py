@@ -1,7 +1,5 @@
 """What happens next in a run: rounds open, close and are averaged; the run ends."""
 
-import shutil
-
 from safetensors.numpy import save_file
 
 from fedpdpo.common.errors import BadPayload
@@ -99,12 +97,14 @@ def _average(federation: Federation, number: int, deltas: dict[str, SpooledDelta
     except BadPayload as error:
         following, refused = averaged(present, {}, server_lr=0.0), str(error)
     with federation.writing() as ledger:
+        if ledger.phase() in ENDED:
+            return
         publish(federation, ledger, number, following)
         ledger.session.get_one(RoundRow, number).published_at_s = federation.clock()
         if refused:
             ledger.record("average_refused", round=number, reason=refused)
         ledger.record("adapter_published", version=number, clients=len(deltas))
-    shutil.rmtree(federation.store.round_folder(number), ignore_errors=True)
+    federation.store.forget_deltas(number)
 
 
 def publish(

@@ -6,6 +6,7 @@ STATE_DIR/deltas/round-00004/CLIENT.safetensors  deltas of the open round
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,12 @@ class Store:
     def round_folder(self, round_number: int) -> Path:
         """Where a round's deltas lie."""
         return self.state_dir / DELTAS / f"round-{round_number:05d}"
+
+    def forget_deltas(self, published: int) -> None:
+        """Remove the deltas of rounds whose average is published."""
+        for folder in (self.state_dir / DELTAS).glob("round-*"):
+            if folder <= self.round_folder(published):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def close(self) -> None:
         """Close the database."""
