@@ -15,18 +15,8 @@ from fedpdpo.client.objective import (
 )
 from fedpdpo.client.pairset import PairSet
 from fedpdpo.client.policy import Policy
+from fedpdpo.common.metrics import Metrics
 from fedpdpo.common.run import MethodSettings
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """Means over pairs; the field names are those of the wire's PreferenceMetrics."""
-
-    implicit_accuracy: float
-    explicit_accuracy: float
-    combined_accuracy: float
-    margin: float
-    loss: float
 
 
 @dataclass

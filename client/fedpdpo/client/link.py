@@ -1,6 +1,6 @@
 """The client's end of the wire: calls the server, tries again until it answers.
 
-Only counts, metrics, names and `SharedState` files go through here.
+Only counts, metrics, names and files of the LoRA layout go through here.
 """
 
 import logging
@@ -14,12 +14,12 @@ from typing import TypeVar
 import grpc
 from tenacity import RetryCallState, Retrying, wait_random_exponential
 
-from fedpdpo.client.evaluation import Metrics
 from fedpdpo.client.state import TrainedRound
 from fedpdpo.common.errors import NotOpen, Refused, WrongDigest
 from fedpdpo.common.files import sha256_of
-from fedpdpo.common.layout import LoraLayout
+from fedpdpo.common.layout import LoraLayout, check_payload
 from fedpdpo.common.log import fields
+from fedpdpo.common.metrics import Metrics
 from fedpdpo.common.payload import Receiver, chunks_of
 from fedpdpo.common.run import Run
 from fedpdpo.common.statuses import RETRIED
@@ -126,11 +126,13 @@ class Link:
             receiver.finish()
             receiver.keep()
 
-    def push(self, trained: TrainedRound) -> None:
+    def push(self, trained: TrainedRound, layout: LoraLayout) -> None:
         """Send the delta of a trained round; returns when the server has it for good.
 
-        Raises NotOpen where the server no longer takes it.
+        Raises BadPayload, and sends nothing, where the file holds anything but the layout's
+        tensors; NotOpen where the server no longer takes it.
         """
+        check_payload(trained.delta, layout)
         header = pb.DeltaHeader(
             run_id=self._run_id,
             client_id=self._client_id,

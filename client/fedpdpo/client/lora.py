@@ -1,6 +1,7 @@
 """The shared LoRA adapter: put in by PEFT, taken out and set by name.
 
-`SharedState` is the only type that the link to the server sends; nothing private fits into it.
+`SharedState` is what may leave the client: it holds the tensors of the layout and no other, and the
+link sends no file that holds anything else. What stays is `fedpdpo.client.state.PrivateState`.
 """
 
 import warnings

@@ -94,7 +94,7 @@ class Worker:
         if last is None or last.number < number:
             last = self._trained = self._trained_round(number)
         try:
-            self._link.push(last)
+            self._link.push(last, layout_of(self._policy.peft_model))
         except NotOpen as error:
             log.warning(fields("delta_not_taken", round=number, reason=error))
         else:

@@ -23,6 +23,7 @@ def _headline(seen: operator_pb2.GetStatusResponse) -> Text:
         seen.run.model,
         ("  phase ", "dim"),
         (phase + (" (paused)" if seen.paused else ""), "bold"),
+        (f"  round {seen.round}" if seen.round else ""),
         ("  adapter ", "dim"),
         f"{seen.adapter_version}/{seen.run.num_rounds}",
     )

@@ -6,13 +6,14 @@ from typing import Any
 
 from fedpdpo.common.errors import BadPayload, BadRequest
 from fedpdpo.common.layout import LoraLayout
+from fedpdpo.common.metrics import Metrics
 from fedpdpo.common.payload import chunks_of
 from fedpdpo.common.run import check_client_id
 from fedpdpo.common.wire import run_to_message
 from fedpdpo.server import membership, outlet
 from fedpdpo.server.changes import Changes
 from fedpdpo.server.federation import Federation
-from fedpdpo.server.intake import Announced, Intake, Metrics
+from fedpdpo.server.intake import Announced, Intake
 from fedpdpo.server.tasks import Evaluate, Finish, Task, Train, Wait
 from fedpdpo.v1 import federation_pb2 as pb
 from fedpdpo.v1 import metrics_pb2, payload_pb2

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fedpdpo.common.errors import AlreadyPushed, BadRequest, NotOpen
 from fedpdpo.common.layout import check_payload
+from fedpdpo.common.metrics import Metrics
 from fedpdpo.common.payload import Receiver
 from fedpdpo.server.averaging import check_finite
 from fedpdpo.server.federation import Federation
@@ -13,23 +14,6 @@ from fedpdpo.server.ledger import ENDED, Ledger
 from fedpdpo.server.store import DeltaRow, EvaluationRow
 
 _MAX_PAIRS = 10**9
-_SHARES = ("implicit_accuracy", "explicit_accuracy", "combined_accuracy")
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """Held-out means of one view; the field names are those of the wire's PreferenceMetrics."""
-
-    implicit_accuracy: float
-    explicit_accuracy: float
-    combined_accuracy: float
-    margin: float
-    loss: float
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if not math.isfinite(value) or (name in _SHARES and not 0 <= value <= 1):
-                raise BadRequest(f"the metric {name} is {value}")
 
 
 @dataclass(frozen=True)
