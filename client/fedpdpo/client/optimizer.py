@@ -50,6 +50,8 @@ def put_private_moments(
     for name, parameter in policy.private.named_parameters():
         if f"{name}/step" in moments:
             optimizer.state[parameter] = {
-                key: moments[f"{name}/{key}"].to("cpu" if key == "step" else parameter.device)
+                key: moments[f"{name}/{key}"]
+                .to("cpu" if key == "step" else parameter.device)
+                .clone()
                 for key in _STATE
             }

@@ -1,0 +1,179 @@
+"""The exported personal model: the same scores, plain PEFT, plain commands."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from fedpdpo.client.chat import Speaker
+from fedpdpo.client.command import main
+from fedpdpo.client.lora import SharedState, layout_of
+from fedpdpo.client.optimizer import optimizer_for, private_moments
+from fedpdpo.client.packing import pack
+from fedpdpo.client.personal import export, load
+from fedpdpo.client.policy import Policy, private_parameters
+from fedpdpo.client.state import ClientState, PrivateState
+from fedpdpo.client.training import train_round
+from fedpdpo.common.errors import BadModel, BadState
+from fedpdpo.common.run import Run, TensorSpec
+from tiny import (
+    CPU,
+    save_tiny_model,
+    tiny_backbone,
+    tiny_pairs,
+    tiny_pairset,
+    tiny_policy,
+    tiny_run,
+    write_preferences,
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+def fixed(run: Run, policy: Policy, model: Path) -> Run:
+    backbone = tiny_backbone(model)
+    specs = tuple(
+        TensorSpec(name=name, shape=shape) for name, shape in layout_of(policy.peft_model).shapes
+    )
+    return run.model_copy(
+        update={
+            "backbone_fingerprint": backbone.fingerprint,
+            "tokenizer_fingerprint": backbone.tokenizer_fingerprint,
+            "lora_layout": specs,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Policy, Path]:
+    """A policy after a round, and the state directory that a client would have left."""
+    folder = tmp_path_factory.mktemp("state")
+    run = tiny_run()
+    policy = tiny_policy(model, run)
+    start = SharedState.of(policy.peft_model)
+    optimizer = optimizer_for(policy, run.method)
+    pairs = tiny_pairset(policy, tiny_pairs(), folder)
+    report = train_round(policy, pairs, run.method, optimizer, seed=0, round_number=1)
+    state = ClientState(folder, client_id="ada")
+    state.bind(fixed(run, policy, model), model=str(model))
+    shared = SharedState.of(policy.peft_model)
+    state.save_round(
+        1,
+        private=PrivateState(private_parameters(policy), private_moments(optimizer, policy)),
+        delta=shared.minus(start),
+        num_pairs=len(pairs),
+        report=report,
+    )
+    state.adapter_path(1).parent.mkdir()
+    shared.write(state.adapter_path(1))
+    return policy, folder
+
+
+@pytest.fixture
+def exported(trained: tuple[Policy, Path], tmp_path: Path) -> Path:
+    out = tmp_path / "personal"
+    export(trained[1], out)
+    return out
+
+
+def scores(policy: Policy) -> Tensor:
+    packed = pack(tiny_pairs(), range(12), device=CPU)
+    with torch.no_grad():
+        found = policy.scores(packed, policy.hidden(packed))
+    return torch.stack([found.chosen_logps, found.rejected_logps, found.chosen_rewards])
+
+
+def test_the_loaded_model_scores_as_the_clients_own_to_the_bit(
+    trained: tuple[Policy, Path], exported: Path
+) -> None:
+    policy, backbone, identity = load(exported, model=None, device=CPU, dtype=torch.float32)
+    assert torch.equal(scores(policy), scores(trained[0]))
+    assert identity.client_id == "ada"
+    assert backbone.fingerprint == identity.run.backbone_fingerprint
+    assert "fedpdpo chat --model-dir" in (exported / "README.md").read_text()
+
+
+def test_plain_peft_loads_the_shared_adapter(
+    trained: tuple[Policy, Path], exported: Path, model: Path
+) -> None:
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), exported)
+    ids = torch.tensor([tiny_pairs()[0].prompt])
+    with torch.no_grad():
+        theirs = plain.get_base_model().get_decoder()(input_ids=ids)[0]
+        ours = trained[0].decoder._whole(input_ids=ids)[0]
+    torch.testing.assert_close(theirs, ours)
+
+
+def test_another_backbone_is_refused(exported: Path, tmp_path: Path) -> None:
+    other = save_tiny_model(tmp_path / "other", seed=5)
+    with pytest.raises(BadModel, match="has fingerprint"):
+        load(exported, model=str(other), device=CPU, dtype=torch.float32)
+
+
+def test_what_is_there_is_not_overwritten(trained: tuple[Policy, Path], exported: Path) -> None:
+    before = (exported / "README.md").read_bytes()
+    with pytest.raises(BadState, match="in the way"):
+        export(trained[1], exported)
+    assert (exported / "README.md").read_bytes() == before
+
+
+def test_a_directory_without_a_round_has_nothing_to_export(tmp_path: Path) -> None:
+    with pytest.raises(BadState, match="no client's state directory"):
+        export(tmp_path, tmp_path / "out")
+
+
+def test_the_plain_answer_is_the_untouched_models_and_the_personal_one_uses_the_private_head(
+    exported: Path, model: Path
+) -> None:
+    untouched = tiny_backbone(model)
+    encoded = untouched.tokenizer("the film", return_tensors="pt", add_special_tokens=False)
+    ids = untouched.model.generate(
+        input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"],
+        max_new_tokens=12, do_sample=False,
+    )  # fmt: skip
+    expected = untouched.tokenizer.decode(ids[0, 8:], skip_special_tokens=True).strip()
+    policy, backbone, _ = load(exported, model=None, device=CPU, dtype=torch.float32)
+    speaker = Speaker(policy, backbone.tokenizer, max_new_tokens=12, temperature=0)
+    assert speaker.continuation("the film", plain=True) == expected
+    with torch.no_grad():
+        policy.private.head.weight.zero_()
+        policy.private.head.weight[backbone.tokenizer.eos_token_id] = 1e-9
+    assert speaker.continuation("the film", plain=True) == expected
+    assert speaker.continuation("the film") != expected
+
+
+def test_eval_and_chat_work_on_it(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_preferences(tmp_path / "data.jsonl", seed=3, num=10, taste="warm")
+    assert main(["eval", "--model-dir", str(exported), "--data", str(data)]) == 0
+    assert "10 pairs" in capsys.readouterr().out
+    chat = ["chat", "--model-dir", str(exported), "--prompt", "hello", "--max-new-tokens", "4"]
+    assert main([*chat, "--compare", "base"]) == 0
+    said = capsys.readouterr().out
+    assert "base:" in said
+    assert "personal:" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["eval", "--model-dir", "absent", "--data", "absent.jsonl"], 1, "absent"),
+        (["chat", "--model-dir", "absent"], 1, "no exported model"),
+        (["export", "--state-dir", "absent", "--out", "out"], 1, "no client's state directory"),
+        (["export"], 2, "give --out"),
+        (["chatt"], 2, "did you mean chat?"),
+        (["status", "--server", "localhost:1"], 1, "localhost:1"),
+    ],
+)
+def test_bad_input_gets_words_and_a_code(
+    arguments: list[str], code: int, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == code
+    assert words in capsys.readouterr().err

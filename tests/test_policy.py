@@ -1,0 +1,176 @@
+"""The policy: packing is exact, the start is the plain model, the reference never moves."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedpdpo.client.backbone import fingerprint
+from fedpdpo.client.evaluation import evaluate
+from fedpdpo.client.logps import response_logps
+from fedpdpo.client.optimizer import optimizer_for
+from fedpdpo.client.packing import pack
+from fedpdpo.client.policy import Policy
+from fedpdpo.client.private import PrivateHead
+from fedpdpo.client.tokens import PairTokens
+from fedpdpo.client.training import train_round
+from fedpdpo.common.errors import BadModel
+from tiny import (
+    CPU,
+    save_tiny_model,
+    tiny_backbone,
+    tiny_pairs,
+    tiny_pairset,
+    tiny_policy,
+    tiny_run,
+)
+
+FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+def scores_of(policy: Policy, pairs: list[PairTokens], *, personalized: bool = True) -> Tensor:
+    """(4, P): chosen and rejected log-probabilities, chosen and rejected rewards."""
+    packed = pack(pairs, range(len(pairs)), device=CPU)
+    with torch.no_grad():
+        found = policy.scores(packed, policy.hidden(packed), personalized=personalized)
+    return torch.stack(
+        [found.chosen_logps, found.rejected_logps, found.chosen_rewards, found.rejected_rewards]
+    )
+
+
+def plain_logp(policy: Policy, prompt: tuple[int, ...], response: tuple[int, ...]) -> float:
+    """By the model's own forward, one sequence, no packing, with its LoRA and pretrained head."""
+    ids = torch.tensor([[*prompt, *response]])
+    with torch.no_grad():
+        logps = F.log_softmax(policy.peft_model(ids).logits[0].float(), dim=-1)
+    at = range(len(prompt) - 1, ids.shape[1] - 1)
+    return float(sum(logps[i, ids[0, i + 1]] for i in at))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_pairs_score_as_each_response_alone_does(tmp_path: Path, family: str) -> None:
+    policy = tiny_policy(save_tiny_model(tmp_path, family=family), tiny_run())
+    pairs = tiny_pairs(num=5)
+    packed = scores_of(policy, pairs, personalized=False)
+    for number, pair in enumerate(pairs):
+        assert float(packed[0, number]) == pytest.approx(
+            plain_logp(policy, pair.prompt, pair.chosen), abs=1e-4
+        )
+        assert float(packed[1, number]) == pytest.approx(
+            plain_logp(policy, pair.prompt, pair.rejected), abs=1e-4
+        )
+    policy.check(pairs[0])
+    assert policy.decoder.num_trunk_layers == 2
+
+
+def test_the_trunk_and_the_upper_layers_are_the_whole_decoder(model: Path) -> None:
+    policy = tiny_policy(model, tiny_run())
+    packed = pack(tiny_pairs(), range(12), device=CPU)
+    with torch.no_grad():
+        split, whole = policy.hidden(packed), policy.decoder.whole(packed)
+    torch.testing.assert_close(split, whole, rtol=1e-5, atol=1e-5)
+
+
+def test_swapping_the_answers_swaps_the_scores(model: Path) -> None:
+    policy = tiny_policy(model, tiny_run())
+    pairs = tiny_pairs()
+    swapped = [PairTokens(pair.prompt, pair.rejected, pair.chosen) for pair in pairs]
+    torch.testing.assert_close(
+        scores_of(policy, swapped), scores_of(policy, pairs)[[1, 0, 3, 2]], rtol=1e-5, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("head", ["full", "lowrank", "frozen"])
+def test_a_new_client_is_the_plain_model_with_zero_reward(model: Path, head: str) -> None:
+    policy = tiny_policy(model, tiny_run(head=head))
+    pairs = tiny_pairs()
+    personal, shared = scores_of(policy, pairs), scores_of(policy, pairs, personalized=False)
+    assert torch.equal(personal, shared)
+    assert not personal[2:].any()
+
+
+def test_before_training_every_pair_ties(model: Path, tmp_path: Path) -> None:
+    run = tiny_run()
+    policy = Policy(tiny_backbone(model), run, private_seed=1)
+    for metrics in evaluate(policy, tiny_pairset(policy, tiny_pairs(), tmp_path), run.method):
+        assert metrics.combined_accuracy == metrics.implicit_accuracy == 0.5
+        assert metrics.margin == 0.0
+
+
+def test_training_moves_neither_backbone_nor_reference(model: Path, tmp_path: Path) -> None:
+    run = tiny_run()
+    backbone = tiny_backbone(model)
+    before = backbone.fingerprint
+    policy = Policy(backbone, run, private_seed=1)
+    pairs = tiny_pairset(policy, tiny_pairs(), tmp_path)
+    packed = pack(tiny_pairs(), range(12), device=CPU)
+    reference = policy.reference_scores(packed).chosen_logps
+    train_round(
+        policy, pairs, run.method, optimizer_for(policy, run.method), seed=0, round_number=1
+    )
+    assert torch.equal(policy.reference_scores(packed).chosen_logps, reference)
+    assert not torch.equal(scores_of(policy, tiny_pairs())[0], reference)
+    plain = policy.peft_model.unload()
+    assert fingerprint(plain) == before
+
+
+def test_the_head_is_untied_from_the_embedding(model: Path, tmp_path: Path) -> None:
+    run = tiny_run()
+    policy = tiny_policy(model, run)
+    embedding = policy.peft_model.get_input_embeddings().weight
+    before = embedding.clone()
+    pairs = tiny_pairset(policy, tiny_pairs(), tmp_path)
+    train_round(
+        policy, pairs, run.method, optimizer_for(policy, run.method), seed=0, round_number=1
+    )
+    assert torch.equal(embedding, before)
+    assert not torch.equal(policy.private.head.weight, before)
+
+
+def test_a_model_whose_attention_ignores_the_mask_is_refused(model: Path) -> None:
+    policy = tiny_policy(model, tiny_run(last_layers=0))
+    decoder = policy.decoder._whole
+    forward = decoder.forward
+    decoder.forward = lambda **kwargs: forward(**{**kwargs, "attention_mask": None})
+    with pytest.raises(BadModel, match="its attention does not take the mask"):
+        policy.check(tiny_pairs()[0])
+
+
+def test_a_model_that_cannot_be_split_is_run_whole(
+    model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = tiny_policy(model, tiny_run())
+    upper = policy.decoder._upper
+    forward = upper.forward
+    upper.forward = lambda *args, inputs_embeds, **kwargs: forward(
+        *args, inputs_embeds=2 * inputs_embeds, **kwargs
+    )
+    with caplog.at_level(logging.INFO):
+        policy.check(tiny_pairs()[0])
+    assert "0 frozen trunk layers" in caplog.text
+    assert policy.entering(pack(tiny_pairs(), [0], device=CPU)) is None
+
+
+def test_sliced_log_probabilities_have_the_gradients_of_the_whole(model: Path) -> None:
+    torch.manual_seed(0)
+    head = PrivateHead(torch.randn(50, 8), "full", 1, torch.Generator())
+    z = torch.randn(700, 8, requires_grad=True)
+    targets, owner = torch.randint(0, 50, (700,)), torch.randint(0, 4, (700,))
+    weights = torch.randn(4)
+    found = response_logps(z, head, targets, owner, num_responses=4)
+    (found * weights).sum().backward()  # type: ignore[no-untyped-call]
+    gradients = z.grad, head.weight.grad
+    z.grad = head.weight.grad = None
+    logps = F.log_softmax(z @ head.weight.T, dim=-1).gather(1, targets[:, None])[:, 0]
+    whole = torch.zeros(4).index_add(0, owner, logps)
+    (whole * weights).sum().backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(gradients, (z.grad, head.weight.grad), rtol=1e-4, atol=1e-4)

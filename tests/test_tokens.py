@@ -1,0 +1,60 @@
+"""Preferences as tokens."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedpdpo.client.preferences import Message, Preference
+from fedpdpo.client.tokens import pair_tokens
+from fedpdpo.common.errors import BadData
+from tiny import tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+words = st.text("abcdef ", min_size=1, max_size=40).filter(str.strip)
+
+
+def text_of(ids: tuple[int, ...]) -> str:
+    decoded: str = TOKENIZER.decode(list(ids))
+    return decoded
+
+
+def test_text_is_taken_as_it_stands_and_answers_end_with_the_end_token() -> None:
+    tokens = pair_tokens(Preference("a film", " good", " bad"), TOKENIZER, max_tokens=64)
+    assert text_of(tokens.prompt) == "a film"
+    assert text_of(tokens.chosen) == " good<eos>"
+    assert text_of(tokens.rejected) == " bad<eos>"
+
+
+def test_messages_go_through_the_chat_template() -> None:
+    ask, good, bad = (Message("user", "hi"),), (Message("assistant", "hello"),), (
+        Message("assistant", "go"),
+    )  # fmt: skip
+    tokens = pair_tokens(Preference(ask, good, bad), TOKENIZER, max_tokens=64)
+    assert text_of(tokens.prompt) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    assert text_of(tokens.chosen) == "hello<|im_end|>\n"
+    assert text_of(tokens.rejected) == "go<|im_end|>\n"
+
+
+def test_messages_without_a_chat_template_are_refused() -> None:
+    chat = Preference(*((Message("user", word),) for word in "abc"))
+    with pytest.raises(BadData, match="no chat template"):
+        pair_tokens(chat, tiny_tokenizer(chat=False), max_tokens=64)
+
+
+@given(words, words, words, st.integers(8, 60))
+def test_a_cut_pair_keeps_the_prompts_end_and_the_answers_beginning(
+    prompt: str, chosen: str, rejected: str, room: int
+) -> None:
+    if chosen == rejected:
+        return
+    preference = Preference(prompt, chosen, rejected)
+    whole = pair_tokens(preference, TOKENIZER, max_tokens=1000)
+    cut = pair_tokens(preference, TOKENIZER, max_tokens=room)
+    assert len(cut.prompt) >= 1
+    assert whole.prompt[-len(cut.prompt) :] == cut.prompt
+    for one, other in ((whole.chosen, cut.chosen), (whole.rejected, cut.rejected)):
+        assert other
+        assert one[: len(other)] == other
+        assert len(cut.prompt) + len(other) <= room
+    assert cut.truncated == (len(cut) < len(whole))
+    assert not whole.truncated
