@@ -50,7 +50,7 @@ def averaged(
     """
     total_pairs = sum(delta.num_pairs for delta in deltas.values())
     following: dict[str, Array] = {}
-    with ExitStack() as opened:
+    with ExitStack() as opened, np.errstate(over="ignore"):
         present = opened.enter_context(safe_open(adapter, framework="numpy"))
         files = [
             (opened.enter_context(safe_open(delta.path, framework="numpy")), delta.num_pairs)

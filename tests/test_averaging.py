@@ -1,0 +1,87 @@
+"""The aggregation rule: worked numbers, order of arrival, finite values."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fedpdpo.common.errors import BadPayload
+from fedpdpo.server.averaging import SpooledDelta, averaged, check_finite, initial_adapter
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+from serving import LAYOUT, tensors
+
+
+def spooled(folder: Path, name: str, value: float, num_pairs: int) -> SpooledDelta:
+    path = folder / f"{name}.safetensors"
+    save_file(tensors(value), path)
+    return SpooledDelta(path, num_pairs)
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    path = tmp_path / "adapter"
+    save_file(tensors(1.0), path)
+    return path
+
+
+def test_the_mean_is_weighted_by_pairs(tmp_path: Path, adapter: Path) -> None:
+    deltas = {"a": spooled(tmp_path, "a", 4.0, 1), "b": spooled(tmp_path, "b", 8.0, 3)}
+    for tensor in averaged(adapter, deltas, server_lr=1.0).values():
+        assert (tensor == 1.0 + (4.0 + 3 * 8.0) / 4).all()
+
+
+def test_the_servers_step_scales_the_mean(tmp_path: Path, adapter: Path) -> None:
+    deltas = {"a": spooled(tmp_path, "a", 4.0, 5)}
+    for tensor in averaged(adapter, deltas, server_lr=0.5).values():
+        assert (tensor == 3.0).all()
+
+
+def test_without_deltas_the_adapter_stays(adapter: Path) -> None:
+    for tensor in averaged(adapter, {}, server_lr=1.0).values():
+        assert (tensor == 1.0).all()
+
+
+@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@given(
+    values=st.lists(
+        st.tuples(st.floats(-1, 1, width=32), st.integers(1, 10**6)), min_size=2, max_size=6
+    ),
+    shuffled=st.randoms(use_true_random=False),
+)
+def test_the_order_of_arrival_changes_no_bit(
+    tmp_path: Path, adapter: Path, values: list[tuple[float, int]], shuffled: st.DrawFn
+) -> None:
+    deltas = [
+        (f"client{number}", spooled(tmp_path, f"client{number}", value, weight))
+        for number, (value, weight) in enumerate(values)
+    ]
+    first = averaged(adapter, dict(deltas), server_lr=1.0)
+    shuffled.shuffle(deltas)  # type: ignore[attr-defined]
+    second = averaged(adapter, dict(deltas), server_lr=1.0)
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_a_mean_that_is_not_finite_is_refused(tmp_path: Path, adapter: Path) -> None:
+    deltas = {"a": spooled(tmp_path, "a", 3e38, 1)}
+    with pytest.raises(BadPayload, match="lower --server-lr"):
+        averaged(adapter, deltas, server_lr=10.0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_value_that_is_not_finite_is_named_by_its_tensor(tmp_path: Path, value: float) -> None:
+    content = tensors(0.0)
+    content["m.0.q.lora_B.weight"][1, 1] = value
+    save_file(content, tmp_path / "delta")
+    with pytest.raises(BadPayload, match=r"m\.0\.q\.lora_B\.weight holds NaN or infinity"):
+        check_finite(tmp_path / "delta")
+
+
+def test_the_first_adapter_adds_nothing_and_is_the_same_for_a_seed() -> None:
+    first, again, other = (initial_adapter(LAYOUT, seed=seed) for seed in (1, 1, 2))
+    a, b = "m.0.q.lora_A.weight", "m.0.q.lora_B.weight"
+    assert not first[b].any()
+    assert 0 < np.abs(first[a]).max() <= 3**-0.5
+    assert np.array_equal(first[a], again[a])
+    assert not np.array_equal(first[a], other[a])

@@ -1,0 +1,54 @@
+"""Who is asked, and when a round may close."""
+
+import math
+
+import pytest
+from fedpdpo.server.rounds import Turnout, sample
+from hypothesis import given
+from hypothesis import strategies as st
+
+names = st.sets(st.text("abcdef", min_size=1, max_size=4), min_size=1, max_size=12)
+
+
+@given(names, st.floats(0.01, 1.0), st.integers(0, 2**62), st.integers(1, 99))
+def test_a_draw_is_a_sorted_subset_of_its_size_in_whatever_order_clients_come(
+    clients: set[str], fraction: float, seed: int, number: int
+) -> None:
+    drawn = sample(clients, fraction=fraction, seed=seed, round_number=number)
+    assert drawn == sorted(set(drawn))
+    assert set(drawn) <= clients
+    assert len(drawn) == max(1, math.ceil(fraction * len(clients)))
+    backwards = sample(sorted(clients)[::-1], fraction=fraction, seed=seed, round_number=number)
+    assert drawn == backwards
+
+
+def test_rounds_draw_differently() -> None:
+    clients = [f"c{number}" for number in range(20)]
+    draws = {
+        tuple(sample(clients, fraction=0.3, seed=1, round_number=number)) for number in range(20)
+    }
+    assert len(draws) > 10
+
+
+@pytest.mark.parametrize(
+    ("pushed", "gone", "overdue", "closes"),
+    [
+        ("", "", True, False),
+        ("a", "", False, False),
+        ("a", "", True, False),
+        ("ab", "", False, False),
+        ("ab", "", True, True),
+        ("ab", "cd", False, True),
+        ("a", "bcd", False, False),
+        ("abcd", "", False, True),
+    ],
+)
+def test_a_round_of_four_with_a_quorum_of_half(
+    pushed: str, gone: str, overdue: bool, closes: bool
+) -> None:
+    turnout = Turnout(frozenset("abcd"), frozenset(pushed), frozenset(gone))
+    assert turnout.may_close(quorum=0.5, overdue=overdue) == closes
+
+
+def test_those_awaited_are_the_asked_who_neither_answered_nor_left() -> None:
+    assert Turnout(frozenset("cab"), frozenset("b"), frozenset("cx")).awaited == ["a"]
