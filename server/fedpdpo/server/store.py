@@ -116,7 +116,12 @@ class Store:
             with self.session() as session:
                 for table in Row.metadata.sorted_tables:
                     session.execute(select(table).limit(1)).all()
-                session.connection().exec_driver_sql("PRAGMA quick_check").all()
+                found = session.connection().exec_driver_sql("PRAGMA quick_check").scalars().all()
+            if found != ["ok"]:
+                raise BadState(
+                    f"the run's database {self._path} is damaged ({found[0]}); restore it from a "
+                    "backup or begin anew with another --state-dir"
+                )
         except DatabaseError as error:
             raise BadState(
                 f"the run's database {self._path} cannot be read ({error.orig}); "
