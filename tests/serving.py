@@ -10,6 +10,9 @@ from typing import Any
 
 import grpc
 import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
 from fedpdpo.common.layout import LoraLayout
 from fedpdpo.common.payload import CHUNK_BYTES
 from fedpdpo.common.run import MethodSettings
@@ -20,8 +23,6 @@ from fedpdpo.v1 import federation_pb2 as pb
 from fedpdpo.v1 import metrics_pb2, operator_pb2, payload_pb2
 from fedpdpo.v1.federation_pb2_grpc import FederationServiceStub
 from fedpdpo.v1.operator_pb2_grpc import OperatorServiceStub
-from numpy.typing import NDArray
-from safetensors.numpy import save
 
 LAYOUT = LoraLayout((("m.0.q.lora_A.weight", (2, 3)), ("m.0.q.lora_B.weight", (4, 2))))
 BACKBONE, TOKENIZER = "b" * 64, "c" * 64
@@ -105,9 +106,7 @@ class Client:
 
     def task(self, *, wait_s: float = 10.0) -> pb.GetAssignmentResponse:
         """Ask for the present task."""
-        request = pb.GetAssignmentRequest(
-            run_id=self.run_id, client_id=self.name, wait_s=wait_s
-        )
+        request = pb.GetAssignmentRequest(run_id=self.run_id, client_id=self.name, wait_s=wait_s)
         return self.stub.GetAssignment(request, timeout=30)
 
     def report(self, version: int, accuracy: float = 0.5, **changed: Any) -> None:
@@ -140,7 +139,10 @@ class Client:
     ) -> pb.PushDeltaResponse:
         """Push a delta; `header` and `chunks` replace what an honest client would send."""
         payload = content if isinstance(content, bytes) else save(dict(content))
-        told = {"num_bytes": len(payload), "sha256": hashlib.sha256(payload).digest()}
+        told: dict[str, Any] = {
+            "num_bytes": len(payload),
+            "sha256": hashlib.sha256(payload).digest(),
+        }
         first = pb.DeltaHeader(
             run_id=self.run_id,
             client_id=self.name,

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fedpdpo.common.errors import BadPayload
-from fedpdpo.server.averaging import SpooledDelta, averaged, check_finite, initial_adapter
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
+
+from fedpdpo.common.errors import BadPayload
+from fedpdpo.server.averaging import SpooledDelta, averaged, check_finite, initial_adapter
 from serving import LAYOUT, tensors
 
 

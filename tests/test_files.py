@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
+
 from fedpdpo.common.errors import BadState, StorageFull
 from fedpdpo.common.files import held, space_checked, whole_file, whole_folder
-from safetensors import SafetensorError
 
 
 def test_a_file_appears_whole(tmp_path: Path) -> None:
@@ -64,10 +65,10 @@ def test_a_folder_in_the_way_is_kept(tmp_path: Path) -> None:
 def test_want_of_space_is_told_with_the_path(tmp_path: Path, error: Exception) -> None:
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(StorageFull, match=r"file: No space left on device; free some space"):
-        with whole_file(path) as partial:
-            partial.write_text("half")
-            raise error
+    words = "file: No space left on device; free some space"
+    with pytest.raises(StorageFull, match=words), whole_file(path) as partial:
+        partial.write_text("half")
+        raise error
     assert path.read_text() == "old"
 
 

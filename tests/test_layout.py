@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fedpdpo.common.errors import BadPayload, BadRequest
-from fedpdpo.common.layout import LoraLayout, check_payload, layer_numbers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
+
+from fedpdpo.common.errors import BadPayload, BadRequest
+from fedpdpo.common.layout import LoraLayout, check_payload, layer_numbers
 from serving import LAYOUT, tensors
 
 A, B = "m.0.q.lora_A.weight", "m.0.q.lora_B.weight"

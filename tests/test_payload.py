@@ -4,10 +4,11 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from fedpdpo.common.errors import BadPayload, TooLarge, WrongDigest
-from fedpdpo.common.payload import CHUNK_BYTES, Receiver, chunks_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from fedpdpo.common.errors import BadPayload, TooLarge, WrongDigest
+from fedpdpo.common.payload import CHUNK_BYTES, Receiver, chunks_of
 
 CONTENT = bytes(range(256)) * 8
 

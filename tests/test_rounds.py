@@ -3,9 +3,10 @@
 import math
 
 import pytest
-from fedpdpo.server.rounds import Turnout, sample
 from hypothesis import given
 from hypothesis import strategies as st
+
+from fedpdpo.server.rounds import Turnout, sample
 
 names = st.sets(st.text("abcdef", min_size=1, max_size=4), min_size=1, max_size=12)
 

@@ -4,6 +4,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
 from fedpdpo.client.settings import ClientSettings
 from fedpdpo.common.errors import BadRequest, BadSettings
 from fedpdpo.common.layout import LoraLayout
@@ -12,9 +16,6 @@ from fedpdpo.common.settings import load_settings
 from fedpdpo.common.wire import layout_to_messages, run_from_message, run_to_message
 from fedpdpo.server.settings import ServerSettings
 from fedpdpo.v1 import run_pb2
-from hypothesis import given
-from hypothesis import strategies as st
-from pydantic import BaseModel
 
 RUN = Run(
     run_id="a" * 32,
@@ -66,7 +67,7 @@ def test_a_wrong_file_is_refused_by_key(tmp_path: Path, content: str, words: str
 
 
 def test_a_missing_file_and_an_unknown_variable_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(BadSettings, match="cannot read --config absent.yaml"):
+    with pytest.raises(BadSettings, match=r"cannot read --config absent\.yaml"):
         server("--config", "absent.yaml")
     monkeypatch.setenv("FEDPDPO_SERVER_QUORRUM", "1")
     with pytest.raises(BadSettings, match="QUORRUM; did you mean FEDPDPO_SERVER_QUORUM"):
