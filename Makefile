@@ -27,7 +27,7 @@ proto: install  ## generate the protobuf modules again
 
 check: install  ## ruff, mypy, import-linter, buf
 	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
+	$(BIN)/ruff check --no-cache .
 	$(BIN)/mypy common server client deploy/demo tests hatch_build.py
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/buf lint

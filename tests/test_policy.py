@@ -174,3 +174,21 @@ def test_sliced_log_probabilities_have_the_gradients_of_the_whole(model: Path) -
     (whole * weights).sum().backward()  # type: ignore[no-untyped-call]
     torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(gradients, (z.grad, head.weight.grad), rtol=1e-4, atol=1e-4)
+
+
+def test_a_bfloat16_backbone_has_the_same_fingerprint_and_trains_float32_parts(
+    model: Path, tmp_path: Path
+) -> None:
+    run = tiny_run()
+    assert (
+        tiny_backbone(model, dtype=torch.bfloat16).fingerprint == tiny_backbone(model).fingerprint
+    )
+    policy = tiny_policy(model, run, dtype=torch.bfloat16)
+    policy.check(tiny_pairs()[0])
+    pairs = tiny_pairset(policy, tiny_pairs(num=48), tmp_path)
+    optimizer = optimizer_for(policy, run.method)
+    train_round(policy, pairs, run.method, optimizer, seed=0, round_number=1)
+    _, personal = evaluate(policy, pairs, run.method)
+    assert personal.combined_accuracy > 0.9
+    assert {parameter.dtype for parameter in policy.private.parameters()} == {torch.float32}
+    assert {matrix.dtype for matrix in policy.lora()} == {torch.float32}

