@@ -1,4 +1,4 @@
-"""What an operator may do to a run: pause, resume, stop, read its events."""
+"""What an operator may do to a run: pause, resume, stop, see its end and its events."""
 
 from sqlalchemy import select
 
@@ -23,6 +23,12 @@ def stop(federation: Federation) -> None:
         if ledger.phase() not in ENDED:
             ledger.run.stopped = True
             ledger.record("run_stopped")
+
+
+def has_ended(federation: Federation) -> bool:
+    """Whether the run is finished or stopped."""
+    with federation.reading() as ledger:
+        return ledger.phase() in ENDED
 
 
 def events_after(federation: Federation, number: int, *, at_most: int = 1000) -> list[EventRow]:
