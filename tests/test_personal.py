@@ -1,5 +1,6 @@
 """The exported personal model: the same scores, plain PEFT, plain commands."""
 
+import io
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,16 @@ def test_eval_and_chat_work_on_it(
     said = capsys.readouterr().out
     assert "base:" in said
     assert "personal:" in said
+
+
+def test_a_conversation_ends_with_an_empty_line_or_the_end_of_input(
+    exported: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = ["chat", "--model-dir", str(exported), "--max-new-tokens", "4"]
+    for typed in ("hello\nand then?\n\nunread\n", "hello\nand then?\n"):
+        monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+        assert main(chat) == 0
+        assert capsys.readouterr().out.count("personal:") == 2
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_training_moves_the_shared_adapter(undisturbed: Path) -> None:
     assert all(not np.array_equal(first[name], last[name]) for name in first)
 
 
-def test_kill_9_of_server_and_client_within_a_round_changes_no_bit(
+def test_kill_9_of_server_and_clients_within_a_round_changes_no_bit(
     tmp_path: Path, model: Path, data: dict[str, Path], undisturbed: Path
 ) -> None:
     with stage(tmp_path) as on:
@@ -85,9 +85,13 @@ def test_kill_9_of_server_and_client_within_a_round_changes_no_bit(
         server.kill()
         assert (tmp_path / "bea/rounds/round-00001").is_dir()
         assert not (tmp_path / "bea/rounds/round-00002").exists()
+        until(lambda: (tmp_path / "ada/rounds/round-00002").is_dir(), "ada's trained round 2")
+        clients["ada"].kill()
         server, _ = on.server(*server_arguments(model), port=port)
         clients["bea"] = on.client("bea", port, data["bea"])
+        clients["ada"] = on.client("ada", port, data["ada"])
         clients["bea"].says("resumed after_round=1")
+        clients["ada"].says("resumed after_round=2")
         until(lambda: status(port).round == 3, "round 3")
         server.kill()
         server, _ = on.server(*server_arguments(model), port=port)

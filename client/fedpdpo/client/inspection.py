@@ -38,7 +38,7 @@ def chat(
         policy, backbone.tokenizer, max_new_tokens=max_new_tokens, temperature=temperature
     )
     turns: list[Turn] = []
-    while said := prompt or console.input("[bold]you[/] (an empty line ends): ").strip():
+    while said := prompt or _asked(console):
         turns.append({"role": "user", "content": said})
         answers = {}
         for plain in (False, True) if compare == "base" else (False,):
@@ -53,6 +53,13 @@ def chat(
         turns.append({"role": "assistant", "content": answers["personal"]})
         if prompt:
             return
+
+
+def _asked(console: Console) -> str:
+    try:
+        return console.input("[bold]you[/] (an empty line ends): ").strip()
+    except EOFError:
+        return ""
 
 
 def evaluate_data(
