@@ -2,7 +2,6 @@
 
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -19,6 +18,13 @@ from fedpdpo.v1.operator_pb2_grpc import OperatorServiceStub
 BIN = Path(sys.executable).parent
 PATIENCE_S = 120.0
 
+# A limit set by the new process itself: this process has gRPC's threads, which a fork that runs
+# Python before it execs may leave hanging.
+LIMITED = (
+    "import os, resource, sys; limit = int(sys.argv[1]);"
+    "resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)); os.execv(sys.argv[2], sys.argv[2:])"
+)
+
 
 class Program:
     """A console script that runs, with its output in a file."""
@@ -29,19 +35,11 @@ class Program:
         self.log = log
         self._offset = log.stat().st_size if log.exists() else 0
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-
-        def limited() -> None:
-            if max_file_bytes is not None:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, max_file_bytes))
-
+        command = [str(BIN / program), *map(str, arguments)]
+        if max_file_bytes is not None:
+            command = [sys.executable, "-c", LIMITED, str(max_file_bytes), *command]
         with log.open("ab") as output:
-            self.process = subprocess.Popen(
-                [BIN / program, *map(str, arguments)],
-                stdout=output,
-                stderr=output,
-                env=environment,
-                preexec_fn=limited,
-            )
+            self.process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
 
     @property
     def output(self) -> str:

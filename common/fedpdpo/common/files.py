@@ -72,6 +72,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     Raises BadState where something stands at `path` already, other than an empty folder;
     StorageFull.
     """
+    path = path.absolute()
     if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
         raise BadState(f"{path} is in the way; remove it, or choose another place")
     temporary = path.with_name(f".{path.name}.partial")

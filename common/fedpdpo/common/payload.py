@@ -1,5 +1,6 @@
 """Payloads on their way: files cut into chunks, chunks checked and put together again."""
 
+import contextlib
 import hashlib
 import secrets
 from collections.abc import Iterator
@@ -90,6 +91,7 @@ class Receiver:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # a full disk fails here again; `finish` has told
+            self._file.close()
         if not self._kept:
             self._partial.unlink(missing_ok=True)
