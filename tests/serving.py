@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import subprocess
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
@@ -69,6 +71,19 @@ def running(wanted: ServerSettings) -> Iterator[int]:
         server.join(30)
     if "error" in found:
         raise found["error"]
+
+
+@contextmanager
+def small_disk(folder: Path, size: str = "64k") -> Iterator[Path]:
+    """A real file system of a few pages at `folder`; skips the test where none can be mounted."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 @contextmanager

@@ -33,6 +33,12 @@ def test_the_mean_is_weighted_by_pairs(tmp_path: Path, adapter: Path) -> None:
         assert (tensor == 1.0 + (4.0 + 3 * 8.0) / 4).all()
 
 
+def test_a_delta_that_all_clients_send_is_added_as_it_is(tmp_path: Path, adapter: Path) -> None:
+    deltas = {name: spooled(tmp_path, name, 0.1, pairs) for name, pairs in (("a", 3), ("b", 7))}
+    for tensor in averaged(adapter, deltas, server_lr=1.0).values():
+        assert (tensor == np.float32(1.0 + np.float64(np.float32(0.1)))).all()
+
+
 def test_the_servers_step_scales_the_mean(tmp_path: Path, adapter: Path) -> None:
     deltas = {"a": spooled(tmp_path, "a", 4.0, 5)}
     for tensor in averaged(adapter, deltas, server_lr=0.5).values():

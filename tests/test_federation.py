@@ -8,17 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from safetensors.numpy import load_file, save
 
 from fedpdpo.common.errors import BadState, Mismatch, NotFound, NotOpen, StorageFull
 from fedpdpo.common.layout import LoraLayout
 from fedpdpo.common.metrics import Metrics
+from fedpdpo.common.table import status_table
 from fedpdpo.server import steps
 from fedpdpo.server.federation import Federation
 from fedpdpo.server.intake import Announced, Intake
-from fedpdpo.server.membership import Newcomer, join, leave
+from fedpdpo.server.membership import Newcomer, heartbeat, join, leave
 from fedpdpo.server.operations import events_after, set_paused, stop
 from fedpdpo.server.rounds import Phase
+from fedpdpo.server.status import status
 from fedpdpo.server.steps import step
 from fedpdpo.server.store import Store
 from fedpdpo.server.tasks import Evaluate, Finish, Task, Train, Wait
@@ -229,6 +232,31 @@ def test_a_server_that_dies_while_averaging_averages_the_same_deltas(
     world.store.close()
 
 
+def test_an_average_that_was_broken_off_comes_out_the_same_to_the_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steady, broken = World(tmp_path / "one"), World(tmp_path / "two")
+    for world in (steady, broken):
+        begin(world, "ada", "bea")
+        world.push("bea", 1, 0.3, num_pairs=11)
+        world.push("ada", 1, 0.1, num_pairs=7)
+
+    def die(_: object, path: Path) -> None:
+        path.write_bytes(b"half of a file")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(steps, "save_file", die)
+        with pytest.raises(KeyboardInterrupt):
+            step(broken.federation)
+    broken.reopen()
+    for world in (steady, broken):
+        world.settle()
+        world.store.close()
+    one, two = (world.store.adapter_path(1).read_bytes() for world in (steady, broken))
+    assert one == two
+
+
 def test_a_full_disk_stops_the_step_and_it_can_be_tried_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,6 +287,36 @@ def test_a_round_closes_at_its_deadline_only_with_a_quorum(tmp_path: Path) -> No
     with pytest.raises(NotOpen, match="round 1 is not open, round 2 is open"):
         world.push("ada", 1, 1.0)
     world.store.close()
+
+
+def test_a_delta_still_on_its_way_when_its_round_is_averaged_is_late(tmp_path: Path) -> None:
+    world = World(tmp_path, quorum=0.5, round_deadline_s=10)
+    begin(world, "ada", "bea")
+    content = save(tensors(9.0))
+    digest = hashlib.sha256(content).digest()
+    delta = Announced("ada", 1, 10, len(content), digest, {})
+    receiver = world.intake.receiver(delta)
+    assert receiver is not None
+    with pytest.raises(NotOpen, match="round 1 is not open, round 2 is open"), receiver:
+        receiver.write(0, content[:40])
+        world.push("bea", 1, 2.0)
+        world.now += 11
+        world.settle()
+        receiver.write(40, content[40:])
+        world.intake.accept(delta, receiver)
+    assert world.adapter(1) == 2.0
+    assert not [path for path in (tmp_path / "deltas").rglob("*") if path.is_file()]
+    world.store.close()
+
+
+def test_only_deltas_of_averaged_rounds_are_forgotten(world: World) -> None:
+    rounds = (9, 10, 99_999, 100_000)
+    for number in rounds:
+        path = world.store.delta_path(number, "ada")
+        path.parent.mkdir(parents=True)
+        path.touch()
+    world.store.forget_deltas(99_999)
+    assert [number for number in rounds if world.store.round_folder(number).exists()] == [100_000]
 
 
 def test_the_deadline_begins_anew_with_the_server(tmp_path: Path) -> None:
@@ -378,3 +436,28 @@ def test_a_damaged_database_is_named(tmp_path: Path, damage: bytes) -> None:
         extra.unlink()
     with pytest.raises(BadState, match=r"run\.sqlite cannot be read"):
         World(tmp_path)
+
+
+@pytest.mark.parametrize("share", range(10))
+def test_a_database_cut_short_anywhere_is_told(tmp_path: Path, share: int) -> None:
+    world = World(tmp_path)
+    begin(world, "ada", "bea")
+    world.store.close()
+    file = tmp_path / "run.sqlite"
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) * share // 10])
+    with pytest.raises(BadState, match="restore it from a backup"):
+        World(tmp_path)
+
+
+def test_what_a_client_says_of_itself_is_shown_as_it_is_and_harms_no_terminal(
+    world: World,
+) -> None:
+    world.join("ada")
+    said = "[/bold] at [red]x\x1b[2J\n"
+    heartbeat(world.federation, "ada", activity=said, progress=float("nan"))
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(status_table(status(world.federation)))
+    assert "[/bold] at [red]x[2J" in shown.get()
+    assert status(world.federation).clients[0].progress == 0.0

@@ -17,7 +17,7 @@ from fedpdpo.common.layout import LoraLayout
 from fedpdpo.common.payload import CHUNK_BYTES
 from fedpdpo.common.wire import layout_to_messages
 from fedpdpo.v1 import federation_pb2 as pb
-from fedpdpo.v1 import metrics_pb2, operator_pb2, payload_pb2
+from fedpdpo.v1 import metrics_pb2, operator_pb2, payload_pb2, run_pb2
 from fedpdpo.v1.operator_pb2_grpc import OperatorServiceStub
 from serving import LAYOUT, Client, connected, events, running, settings, tensors
 
@@ -143,6 +143,7 @@ INVALID, CLOSED = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECO
             INVALID,
             "1048577 bytes",
         ),
+        ((1, save(DELTA)[:-1]), {}, INVALID, "not a valid safetensors file"),
         ((2, DELTA), {}, CLOSED, "round 2 is not open, round 1 is open"),
         ((0, DELTA), {}, CLOSED, "round 0 is not open"),
     ],
@@ -172,6 +173,8 @@ def test_another_delta_for_the_same_round_and_one_for_a_closed_round_are_refused
     bea.push(1, DELTA)
     assert ada.task().evaluate.adapter_version == 1
     assert ada.push(1, DELTA).already_counted
+    ada.report(1)
+    assert ada.task().train.round == 2
     ada.name = "cyd"
     ada.join()
     refused(CLOSED, "round 1 is not open", lambda: ada.push(1, DELTA))
@@ -185,6 +188,20 @@ def test_a_delta_without_a_header_is_refused(
     chunk = pb.PushDeltaRequest(chunk=payload_pb2.PayloadChunk(offset=0, data=b"x"))
     refused(INVALID, "begins with its header", lambda: stub.PushDelta(iter([chunk])))
     refused(INVALID, "begins with its header", lambda: stub.PushDelta(iter([])))
+
+
+def test_a_delta_with_two_headers_and_one_with_too_few_bytes_are_refused(
+    service: tuple[Client, Client, OperatorServiceStub],
+) -> None:
+    ada, _, _ = service
+    payload = payload_pb2.PayloadHeader(num_bytes=64, sha256=b"s" * 32)
+    header = pb.DeltaHeader(
+        run_id=ada.run_id, client_id="ada", round=1, num_pairs=1, payload=payload
+    )
+    twice = [pb.PushDeltaRequest(header=header)] * 2
+    refused(INVALID, "has one header", lambda: ada.stub.PushDelta(iter(twice)))
+    lost = grpc.StatusCode.DATA_LOSS
+    refused(lost, "0 of the 64 bytes", lambda: ada.stub.PushDelta(iter(twice[:1])))
 
 
 def test_strangers_and_other_runs_are_refused(
@@ -209,6 +226,57 @@ def test_strangers_and_other_runs_are_refused(
     refused(CLOSED, "this server drives run", lambda: ada.push(1, DELTA))
 
 
+def test_every_call_refuses_another_run_and_a_malformed_name(
+    service: tuple[Client, Client, OperatorServiceStub],
+) -> None:
+    ada, _, _ = service
+    heart = ada.stub.Heartbeat
+
+    def beat() -> None:
+        heart(pb.HeartbeatRequest(run_id=ada.run_id, client_id=ada.name))
+
+    def calls() -> list[Callable[[], object]]:
+        return [
+            ada.join, ada.task, ada.leave, beat,
+            lambda: ada.pull(0), lambda: ada.push(1, DELTA), lambda: ada.report(0),
+        ]  # fmt: skip
+
+    ada.name = "../etc"
+    for call in calls():
+        refused(INVALID, "is no client id", call)
+    ada.name, ada.run_id = "ada", "f" * 32
+    for call in calls():
+        refused(CLOSED, "this server drives run", call)
+
+
+def test_a_malformed_join_is_told_from_one_that_differs(
+    service: tuple[Client, Client, OperatorServiceStub],
+) -> None:
+    ada, _, _ = service
+    for changed in ({"backbone_fingerprint": "xyz"}, {"tokenizer_fingerprint": ""}):
+        with pytest.raises(grpc.RpcError, match="is not 64 hex digits") as caught:
+            ada.join(**changed)
+        assert caught.value.code() is INVALID
+    shape = [1] * 100_000
+    long = [run_pb2.TensorSpec(name="m.0.q.lora_A.weight", shape=shape)]
+    refused(INVALID, "the LoRA layout gives", lambda: ada.join(lora_layout=long))
+
+
+def test_numbers_at_the_edge_of_the_wire_are_no_fault_of_the_server(
+    service: tuple[Client, Client, OperatorServiceStub],
+) -> None:
+    ada, _, operator = service
+    after = operator_pb2.WatchEventsRequest(after=2**64 - 1)
+    assert list(operator.WatchEvents(after)) == []
+    ada.push(1, DELTA)
+    for wait_s in (float("nan"), -1.0):
+        assert ada.task(wait_s=wait_s).HasField("wait")
+    ada.stub.Heartbeat(
+        pb.HeartbeatRequest(run_id=ada.run_id, client_id="ada", progress=float("nan"))
+    )
+    assert operator.GetStatus(operator_pb2.GetStatusRequest()).clients[0].progress == 0.0
+
+
 def test_wrong_evaluations_and_versions_are_refused(
     service: tuple[Client, Client, OperatorServiceStub],
 ) -> None:
@@ -216,6 +284,9 @@ def test_wrong_evaluations_and_versions_are_refused(
     refused(INVALID, "combined_accuracy is 1.5", lambda: _report(ada, combined_accuracy=1.5))
     refused(INVALID, "loss is nan", lambda: _report(ada, loss=float("nan")))
     refused(INVALID, "comes twice", lambda: _report(ada, times=2))
+    refused(INVALID, "margin is inf", lambda: _report(ada, margin=float("inf")))
+    nothing = [metrics_pb2.Evaluation()]
+    refused(INVALID, "view 0 is unknown", lambda: ada.report(0, evaluations=nothing))
     refused(INVALID, "0 views", lambda: ada.report(0, evaluations=[]))
     refused(INVALID, "on 0 pairs", lambda: ada.report(0, num_pairs=0))
     missing = grpc.StatusCode.NOT_FOUND

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 
 from fedpdpo.common.errors import BadState, StorageFull
 from fedpdpo.common.files import held, space_checked, whole_file, whole_folder
+from serving import small_disk
 
 
 def test_a_file_appears_whole(tmp_path: Path) -> None:
@@ -100,3 +101,28 @@ def test_a_directory_is_held_by_one_process(tmp_path: Path) -> None:
         other.kill()
     with held(tmp_path):
         pass
+
+
+def test_a_file_that_fills_the_disk_leaves_what_stood_there(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        path = disk / "file"
+        path.write_text("old")
+        with pytest.raises(StorageFull, match="No space left"), whole_file(path) as partial:
+            partial.write_bytes(bytes(2**20))
+        assert path.read_text() == "old"
+        assert list(disk.iterdir()) == [path]
+
+
+def test_a_folder_that_fills_the_disk_leaves_nothing(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        with pytest.raises(StorageFull), whole_folder(disk / "out") as folder:
+            (folder / "file").write_bytes(bytes(2**20))
+        assert list(disk.iterdir()) == []
+
+
+def test_the_folder_one_stands_in_is_in_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadState, match="in the way"), whole_folder(Path()):
+        pytest.fail("the block ran")

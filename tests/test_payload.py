@@ -7,8 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedpdpo.common.errors import BadPayload, TooLarge, WrongDigest
+from fedpdpo.common.errors import BadPayload, StorageFull, TooLarge, WrongDigest
 from fedpdpo.common.payload import CHUNK_BYTES, Receiver, chunks_of
+from serving import small_disk
 
 CONTENT = bytes(range(256)) * 8
 
@@ -76,3 +77,16 @@ def test_two_transfers_to_one_place_do_not_meet(tmp_path: Path) -> None:
         other.keep()
     assert (tmp_path / "payload").read_bytes() == CONTENT
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("chunk_bytes", [1000, 66_000, 69_000])
+def test_a_payload_that_fills_the_disk_is_told_and_leaves_nothing(
+    tmp_path: Path, chunk_bytes: int
+) -> None:
+    content = bytes(200_000)
+    with small_disk(tmp_path / "disk") as disk:
+        with pytest.raises(StorageFull, match="No space left"), receiver(disk, content) as taking:
+            for offset in range(0, len(content), chunk_bytes):
+                taking.write(offset, content[offset : offset + chunk_bytes])
+            taking.finish()
+        assert list(disk.iterdir()) == []

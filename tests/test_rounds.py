@@ -1,7 +1,5 @@
 """Who is asked, and when a round may close."""
 
-import math
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,14 +9,15 @@ from fedpdpo.server.rounds import Turnout, sample
 names = st.sets(st.text("abcdef", min_size=1, max_size=4), min_size=1, max_size=12)
 
 
-@given(names, st.floats(0.01, 1.0), st.integers(0, 2**62), st.integers(1, 99))
+@given(names, st.integers(1, 100), st.integers(0, 2**62), st.integers(1, 99))
 def test_a_draw_is_a_sorted_subset_of_its_size_in_whatever_order_clients_come(
-    clients: set[str], fraction: float, seed: int, number: int
+    clients: set[str], percent: int, seed: int, number: int
 ) -> None:
+    fraction = percent / 100
     drawn = sample(clients, fraction=fraction, seed=seed, round_number=number)
     assert drawn == sorted(set(drawn))
     assert set(drawn) <= clients
-    assert len(drawn) == max(1, math.ceil(fraction * len(clients)))
+    assert len(drawn) == -(-percent * len(clients) // 100)
     backwards = sample(sorted(clients)[::-1], fraction=fraction, seed=seed, round_number=number)
     assert drawn == backwards
 
@@ -53,3 +52,14 @@ def test_a_round_of_four_with_a_quorum_of_half(
 
 def test_those_awaited_are_the_asked_who_neither_answered_nor_left() -> None:
     assert Turnout(frozenset("cab"), frozenset("b"), frozenset("cx")).awaited == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("share", "number", "wanted"), [(0.07, 100, 7), (0.28, 25, 7), (0.3, 4, 2)]
+)
+def test_a_share_is_rounded_up_from_what_was_written_not_from_its_float(
+    share: float, number: int, wanted: int
+) -> None:
+    clients = [f"c{index}" for index in range(number)]
+    assert len(sample(clients, fraction=share, seed=0, round_number=1)) == wanted
+    assert Turnout(frozenset(clients), frozenset(), frozenset()).required(share) == wanted

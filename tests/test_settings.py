@@ -55,6 +55,9 @@ def test_flags_win_over_the_environment_and_that_over_the_file(
         ("rounds: 0", "setting rounds: .*greater than or equal to 1"),
         ("quorum: .nan", "setting quorum"),
         ("method: {objective: sum}", "setting method.objective: .*'combined' or 'separate'"),
+        ("method: {head_rank: 4294967296}", "setting method.head_rank: .*less than or equal"),
+        ("rounds: " + "9" * 5000, "not valid YAML"),
+        ("[" * 1000, "not valid YAML"),
         ("- 1", "holds a list; a mapping of settings is needed"),
         ("a: [", "not valid YAML"),
     ],
@@ -72,6 +75,21 @@ def test_a_missing_file_and_an_unknown_variable_are_named(monkeypatch: pytest.Mo
     monkeypatch.setenv("FEDPDPO_SERVER_QUORRUM", "1")
     with pytest.raises(BadSettings, match="QUORRUM; did you mean FEDPDPO_SERVER_QUORUM"):
         server()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--rounds", "0"], "setting rounds: .*greater than or equal to 1"),
+        (["--quorum", "1.5"], "setting quorum: .*less than or equal to 1"),
+        (["--server-lr", "inf"], "setting server_lr: .*finite"),
+        (["--lora.rank", "0"], "setting lora.rank"),
+        (["--method.batch-pairs", "4294967296"], "setting method.batch_pairs"),
+    ],
+)
+def test_a_flag_out_of_range_is_named(flags: list[str], words: str) -> None:
+    with pytest.raises(BadSettings, match=words):
+        server(*flags)
 
 
 def test_an_unknown_flag_ends_the_program_with_the_nearest_one(
@@ -121,23 +139,55 @@ def test_models_and_messages_have_the_same_fields(
     assert list(model.model_fields) == [field.name for field in message.DESCRIPTOR.fields]
 
 
-positive = st.floats(1e-6, 1.0, allow_nan=False)
+rate = st.floats(0, 1, exclude_min=True)
+positive = st.floats(0, exclude_min=True, allow_infinity=False)
+count = st.integers(1, 2**32 - 1)
+loras = st.builds(
+    LoraSettings,
+    rank=st.integers(1, 4096),
+    alpha=positive,
+    target_modules=st.lists(st.text("abc_é"), min_size=1, max_size=4).map(tuple),
+    last_layers=count,
+)
+methods = st.builds(
+    MethodSettings,
+    beta=positive,
+    alpha=st.floats(0, allow_infinity=False),
+    objective=st.sampled_from(["combined", "separate"]),
+    head=st.sampled_from(["full", "lowrank", "frozen"]),
+    head_rank=count,
+    bottleneck=st.integers(0, 2**32 - 1),
+    reward_head=st.booleans(),
+    local_epochs=count,
+    batch_pairs=count,
+    lora_lr=rate,
+    head_lr=rate,
+    bottleneck_lr=rate,
+    reward_lr=rate,
+    max_grad_norm=positive,
+)
+fixed = st.fixed_dictionaries(
+    {
+        "backbone_fingerprint": st.text("0123456789abcdef", min_size=64, max_size=64),
+        "tokenizer_fingerprint": st.just("c" * 64),
+        "lora_layout": st.lists(
+            st.builds(
+                TensorSpec,
+                name=st.text("abc._", min_size=1),
+                shape=st.tuples(count, count),
+            ),
+            min_size=1,
+            max_size=3,
+        ).map(tuple),
+    }
+)
 runs = st.builds(
-    lambda beta, lr, rank, seed, rounds, head, reward: RUN.model_copy(
-        update={
-            "lora": LoraSettings(rank=rank),
-            "method": MethodSettings(beta=beta, lora_lr=lr, head=head, reward_head=reward),
-            "num_rounds": rounds,
-            "seed": seed,
-        }
-    ),
-    positive,
-    positive,
-    st.integers(1, 4096),
-    st.integers(0, 2**63 - 1),
-    st.integers(1, 10**6),
-    st.sampled_from(["full", "lowrank", "frozen"]),
-    st.booleans(),
+    lambda joined, **rest: Run(run_id="a" * 32, model="tiny", **joined, **rest),
+    joined=st.just({}) | fixed,
+    lora=loras,
+    method=methods,
+    num_rounds=count,
+    seed=st.integers(0, 2**63 - 1),
 )
 
 

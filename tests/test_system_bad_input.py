@@ -2,12 +2,12 @@
 
 import json
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from processes import Program, Stage, stage
+from serving import small_disk
 from tiny import save_tiny_model, write_preferences
 
 pytestmark = pytest.mark.system
@@ -175,29 +175,18 @@ def test_a_truncated_state_file_is_named_and_the_rest_is_kept(
         assert export.ends() == 0, export.output
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a small disk needs root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 def test_a_server_whose_disk_is_full_says_so_and_goes_on_when_there_is_space(
-    tmp_path: Path, model: Path, data: Path, small_disk: Path
+    tmp_path: Path, model: Path, data: Path
 ) -> None:
-    with stage(tmp_path) as on:
+    with small_disk(tmp_path / "disk", "400k") as disk, stage(tmp_path) as on:
         server = on.start(
-            "fedpdpo-server", "--port", 0, "--state-dir", small_disk / "server", "--model", model,
+            "fedpdpo-server", "--port", 0, "--state-dir", disk / "server", "--model", model,
             *METHOD, "--lora.rank", 256, log="server",
         )  # fmt: skip
         port = int(server.says(r"serving address=\S+:(\d+)").group(1))
         waiting = on.client("ada", port, data)
         waiting.says("waiting_for_server .*No space left on device")
-        subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
+        subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
         assert waiting.ends() == 0, waiting.output
         assert server.ends() == 0, server.output
 

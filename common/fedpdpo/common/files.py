@@ -72,8 +72,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
     Raises BadState where something stands at `path` already, other than an empty folder;
     StorageFull.
     """
-    path = path.absolute()
-    if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
+    empty = path.name and path.is_dir() and not path.is_symlink() and not any(path.iterdir())
+    if (path.exists() or path.is_symlink()) and not empty:
         raise BadState(f"{path} is in the way; remove it, or choose another place")
     temporary = path.with_name(f".{path.name}.partial")
     with space_checked(path):

@@ -9,6 +9,9 @@ from fedpdpo.common.errors import BadRequest
 
 _CLIENT_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 
+#: The wire carries counts as uint32.
+_MOST = 2**32 - 1
+
 Rate = Annotated[float, Field(gt=0, le=1)]
 Fingerprint = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
 
@@ -30,7 +33,7 @@ class LoraSettings(Closed):
         description="linear layers that get LoRA",
     )
     last_layers: int = Field(
-        8, ge=0, description="LoRA sits in the last this many layers; 0 means in all"
+        8, ge=0, le=_MOST, description="LoRA sits in the last this many layers; 0 means in all"
     )
 
 
@@ -47,11 +50,15 @@ class MethodSettings(Closed):
         "joint", description="train all at once, or the private parts first and then LoRA"
     )
     head: Literal["full", "lowrank", "frozen"] = Field("full", description="private LLM head")
-    head_rank: int = Field(16, ge=1, description="rank of a lowrank head")
-    bottleneck: int = Field(64, ge=0, description="width M of the bottleneck adapter; 0: none")
+    head_rank: int = Field(16, ge=1, le=_MOST, description="rank of a lowrank head")
+    bottleneck: int = Field(
+        64, ge=0, le=_MOST, description="width M of the bottleneck adapter; 0: none"
+    )
     reward_head: bool = Field(True, description="private explicit reward head")
-    local_epochs: int = Field(1, ge=1, description="passes over the local pairs in a round")
-    batch_pairs: int = Field(8, ge=1, description="pairs in an optimizer step")
+    local_epochs: int = Field(
+        1, ge=1, le=_MOST, description="passes over the local pairs in a round"
+    )
+    batch_pairs: int = Field(8, ge=1, le=_MOST, description="pairs in an optimizer step")
     lora_lr: Rate = Field(2e-4, description="AdamW learning rate of LoRA")
     head_lr: Rate = Field(2.5e-5, description="AdamW learning rate of the LLM head")
     bottleneck_lr: Rate = Field(5e-4, description="AdamW learning rate of the bottleneck")
@@ -83,7 +90,7 @@ class Run(Closed):
     lora: LoraSettings
     lora_layout: tuple[TensorSpec, ...] = ()
     method: MethodSettings
-    num_rounds: int = Field(ge=1)
+    num_rounds: int = Field(ge=1, le=_MOST)
     seed: int = Field(ge=0, lt=2**63)
 
     @model_validator(mode="after")

@@ -165,7 +165,7 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadSettings(f"cannot read --config {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise BadSettings(f"{path} is not valid YAML: {error}") from error
     if values is None:
         return {}

@@ -39,7 +39,7 @@ def _clients(seen: operator_pb2.GetStatusResponse) -> Table:
         table.add_column(column)
     for client in seen.clients:
         if client.left:
-            doing: str = "left"
+            doing = "left"
         elif client.client_id in seen.pushed:
             doing = f"delta of round {seen.round} is in"
         else:
@@ -50,7 +50,7 @@ def _clients(seen: operator_pb2.GetStatusResponse) -> Table:
             decimal(client.bytes_received),
             decimal(client.bytes_sent),
             f"{client.last_seen_s:.0f} s ago",
-            doing,
+            Text(doing),
             ProgressBar(total=1.0, completed=client.progress, width=20) if client.activity else "",
         )
     return table

@@ -59,7 +59,7 @@ class FederationService(FederationServiceServicer):
         """The client's task; waits while there is none."""
         client_id = self._known(request)
         loop = asyncio.get_running_loop()
-        give_up = loop.time() + min(max(request.wait_s, 0.0), _MAX_WAIT_S)
+        give_up = loop.time() + min(max(0.0, request.wait_s), _MAX_WAIT_S)  # NaN becomes 0
         while True:
             change = self._changes.next
             task = await asyncio.to_thread(self._federation.task, client_id)

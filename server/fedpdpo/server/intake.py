@@ -84,7 +84,7 @@ class Intake:
                 round=delta.round_number,
                 client=delta.client_id,
                 pairs=delta.num_pairs,
-                loss=delta.report.get("loss", math.nan),
+                loss=delta.report.get("loss", 0.0),
             )
         return False
 

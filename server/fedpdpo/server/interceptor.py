@@ -13,6 +13,8 @@ from fedpdpo.common.statuses import status_of
 
 log = logging.getLogger(__name__)
 
+_MAX_DETAILS_CHARS = 600  # more would not fit the trailers, and become another status
+
 
 class StatusInterceptor(ServerInterceptor):
     """A FedPDPOError becomes its status with its message; any other error becomes INTERNAL."""
@@ -72,7 +74,8 @@ async def _abort(context: Any, error: Exception, method: str) -> None:
     if isinstance(error, grpc.aio.AbortError):
         raise error
     if isinstance(error, FedPDPOError):
-        log.warning(fields("refused", method=method.rpartition("/")[2], reason=str(error)))
-        await context.abort(status_of(error), str(error))
+        reason = str(error)[:_MAX_DETAILS_CHARS]
+        log.warning(fields("refused", method=method.rpartition("/")[2], reason=reason))
+        await context.abort(status_of(error), reason)
     log.error(fields("failed", method=method, error=repr(error)), exc_info=error)
     await context.abort(grpc.StatusCode.INTERNAL, "the server failed; its log says why")

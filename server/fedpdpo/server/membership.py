@@ -1,5 +1,6 @@
 """Clients come and go. The first one that joins fixes the run's backbone and LoRA layout."""
 
+import re
 from dataclasses import dataclass
 
 from fedpdpo.common.errors import BadRequest, Mismatch, NotFound
@@ -12,11 +13,15 @@ from fedpdpo.server.steps import publish
 from fedpdpo.server.store import ClientRow
 
 _MAX_PAIRS = 10**9
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class Newcomer:
-    """What a client says of itself when it joins. Raises BadRequest for counts out of range."""
+    """What a client says of itself when it joins.
+
+    Raises BadRequest for a malformed fingerprint or a count out of range.
+    """
 
     client_id: str
     backbone_fingerprint: str
@@ -29,13 +34,16 @@ class Newcomer:
         for what, count in (("training", self.num_train_pairs), ("held-out", self.num_eval_pairs)):
             if not 1 <= count <= _MAX_PAIRS:
                 raise BadRequest(f"{count} {what} pairs; 1 to {_MAX_PAIRS} are possible")
+        for fingerprint in (self.backbone_fingerprint, self.tokenizer_fingerprint):
+            if not _FINGERPRINT.fullmatch(fingerprint):
+                raise BadRequest(f"the fingerprint {fingerprint[:80]!r} is not 64 hex digits")
 
 
 def join(federation: Federation, client: Newcomer) -> Run:
     """Enter a client, or enter it again.
 
-    Raises BadRequest for a malformed fingerprint; Mismatch for another backbone, tokenizer or
-    layout than the run's, or for a newcomer when the run has ended; StorageFull.
+    Raises Mismatch for another backbone, tokenizer or layout than the run's, or for a newcomer
+    when the run has ended; StorageFull.
     """
     with federation.lock:
         with federation.writing() as ledger:
@@ -66,10 +74,7 @@ def _fixed(federation: Federation, ledger: Ledger, client: Newcomer) -> Run:
         "tokenizer_fingerprint": client.tokenizer_fingerprint,
         "lora_layout": specs,
     }
-    try:
-        run = Run.model_validate(federation.run.model_dump() | fixed)
-    except ValueError as error:
-        raise BadRequest("a fingerprint is not 64 hexadecimal digits") from error
+    run = Run.model_validate(federation.run.model_dump() | fixed)
     publish(federation, ledger, 0, initial_adapter(client.layout, seed=run.seed))
     ledger.run.spec = run.model_dump(mode="json")
     ledger.record("run_fixed", by=client.client_id, backbone=client.backbone_fingerprint[:12])
@@ -106,5 +111,6 @@ def heartbeat(federation: Federation, client_id: str, *, activity: str, progress
     """Note that a client lives and how far it is. Raises NotFound."""
     with federation.reading() as ledger:
         ledger.client(client_id)
-    share = min(max(progress, 0.0), 1.0)
-    federation.presence.heard(client_id, activity=activity[:100], progress=share)
+    share = min(max(0.0, progress), 1.0)  # in this order NaN becomes 0
+    shown = "".join(letter for letter in activity if letter.isprintable())
+    federation.presence.heard(client_id, activity=shown[:100], progress=share)

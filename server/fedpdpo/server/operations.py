@@ -7,6 +7,8 @@ from fedpdpo.server.federation import Federation
 from fedpdpo.server.ledger import ENDED
 from fedpdpo.server.store import EventRow
 
+_MAX_NUMBER = 2**63 - 1  # SQLite's largest
+
 
 def set_paused(federation: Federation, paused: bool) -> None:
     """Pause or resume. Raises NotOpen where the run has ended."""
@@ -33,6 +35,8 @@ def has_ended(federation: Federation) -> bool:
 
 def events_after(federation: Federation, number: int, *, at_most: int = 1000) -> list[EventRow]:
     """Events with a higher number, in order."""
-    later = select(EventRow).where(EventRow.number > number).order_by(EventRow.number)
+    later = (
+        select(EventRow).where(EventRow.number > min(number, _MAX_NUMBER)).order_by(EventRow.number)
+    )
     with federation.reading() as ledger:
         return list(ledger.session.scalars(later.limit(at_most)))

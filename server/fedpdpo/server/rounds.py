@@ -17,12 +17,17 @@ class Phase(StrEnum):
     STOPPED = "STOPPED"
 
 
+def _share(fraction: float, number: int) -> int:
+    """ceil(fraction * number), at least one; 0.07 of 100 is 7, though 0.07 * 100 > 7 in floats."""
+    return max(1, math.ceil(round(fraction * number, 9)))
+
+
 def sample(clients: Collection[str], *, fraction: float, seed: int, round_number: int) -> list[str]:
     """Draw ceil(fraction * number) clients, at least one, sorted.
 
     The same clients, seed and round give the same draw, in whatever order the clients come.
     """
-    num_drawn = max(1, math.ceil(fraction * len(clients)))
+    num_drawn = _share(fraction, len(clients))
     drawn = random.Random(f"{seed}/{round_number}").sample(sorted(clients), num_drawn)  # noqa: S311
     return sorted(drawn)
 
@@ -42,7 +47,7 @@ class Turnout:
 
     def required(self, quorum: float) -> int:
         """How many deltas a round needs: ceil(quorum * asked), at least one."""
-        return max(1, math.ceil(quorum * len(self.sampled)))
+        return _share(quorum, len(self.sampled))
 
     def may_close(self, *, quorum: float, overdue: bool) -> bool:
         """Whether there is a quorum, and either nobody to wait for or the deadline is past."""

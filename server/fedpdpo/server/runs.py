@@ -7,7 +7,7 @@ from sqlalchemy import select
 from fedpdpo.common.errors import BadState, Mismatch
 from fedpdpo.common.run import Run
 from fedpdpo.server.settings import ServerSettings
-from fedpdpo.server.store import RunRow, Store
+from fedpdpo.server.store import ADAPTERS, RunRow, Store
 
 _FIXED = ("model", "lora", "method", "num_rounds", "seed")
 
@@ -15,7 +15,8 @@ _FIXED = ("model", "lora", "method", "num_rounds", "seed")
 def open_run(store: Store, settings: ServerSettings) -> Run:
     """The run of the state directory; a new one where there is none.
 
-    Raises Mismatch, naming each setting, where the settings are not those that the run began with.
+    Raises Mismatch, naming each setting, where the settings are not those that the run began with;
+    BadState where adapters are there but the run they belong to is not.
     """
     wanted = Run(
         run_id=uuid.uuid4().hex,
@@ -28,6 +29,11 @@ def open_run(store: Store, settings: ServerSettings) -> Run:
     with store.session() as session, session.begin():
         row = session.scalar(select(RunRow))
         if row is None:
+            if any((store.state_dir / ADAPTERS).glob("*")):
+                raise BadState(
+                    f"{store.state_dir} holds adapters, but its run.sqlite knows no run; "
+                    "restore it from a backup or begin anew with another --state-dir"
+                )
             session.add(RunRow(run_id=wanted.run_id, spec=wanted.model_dump(mode="json")))
             return wanted
         try:

@@ -5,8 +5,8 @@ STATE_DIR/adapters/version-00003.safetensors  the adapter that round 3 made
 STATE_DIR/deltas/round-00004/CLIENT.safetensors  deltas of the open round
 """
 
+import contextlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -147,10 +147,13 @@ class Store:
         return self.state_dir / DELTAS / f"round-{round_number:05d}"
 
     def forget_deltas(self, published: int) -> None:
-        """Remove the deltas of rounds whose average is published."""
+        """Remove the deltas of rounds whose average is published; not one still on its way."""
         for folder in (self.state_dir / DELTAS).glob("round-*"):
-            if folder <= self.round_folder(published):
-                shutil.rmtree(folder, ignore_errors=True)
+            if int(folder.name.removeprefix("round-")) <= published:
+                with contextlib.suppress(OSError):
+                    for delta in folder.glob("*.safetensors"):
+                        delta.unlink()
+                    folder.rmdir()
 
     def close(self) -> None:
         """Close the database."""
