@@ -1,12 +1,15 @@
 """A client's state directory: whole rounds, one owner, damage named."""
 
 import errno
+import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from fedpdpo.client import state as state_module
+from fedpdpo.client.link import Link
 from fedpdpo.client.lora import SharedState
 from fedpdpo.client.state import ClientState, PrivateState, TrainedRound
 from fedpdpo.client.training import TrainingReport
@@ -56,13 +59,17 @@ def test_the_last_two_rounds_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["private", "optimizer", "delta"])
-def test_a_file_that_is_not_what_was_written_is_named(tmp_path: Path, part: str) -> None:
+@pytest.mark.parametrize("damage", ["altered", "truncated", "missing"])
+def test_a_file_that_is_not_what_was_written_is_named(
+    tmp_path: Path, part: str, damage: str
+) -> None:
     save(opened(tmp_path), 1)
     save(opened(tmp_path), 2)
     path = tmp_path / f"rounds/round-00002/{part}.safetensors"
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + (b"" if damage == "truncated" else bytes([content[-1] ^ 1])))
+    if damage == "missing":
+        path.unlink()
     with pytest.raises(BadState, match=rf"{part}\.safetensors is damaged.*from round-00001"):
         opened(tmp_path).last_round()
 
@@ -72,6 +79,14 @@ def test_a_damaged_description_is_named(tmp_path: Path) -> None:
     (tmp_path / "rounds/round-00001/state.json").write_text("{")
     with pytest.raises(BadState, match=r"state\.json is damaged"):
         opened(tmp_path).last_round()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff", b'{"client_id": "ada"}'])
+def test_a_damaged_identity_is_named(tmp_path: Path, content: bytes) -> None:
+    opened(tmp_path).bind(tiny_run(), model="tiny")
+    (tmp_path / "client.json").write_bytes(content)
+    with pytest.raises(BadState, match=r"client\.json is damaged"):
+        opened(tmp_path)
 
 
 def test_a_half_written_round_is_removed_and_the_one_before_it_counts(tmp_path: Path) -> None:
@@ -136,3 +151,17 @@ def test_a_delta_is_the_difference_of_two_states() -> None:
         for v in (3.0, 1.0)
     )
     assert all((tensor == 2.0).all() for tensor in one.minus(other).tensors.values())
+
+
+def test_a_file_with_anything_private_in_it_is_never_pushed(tmp_path: Path) -> None:
+    trained = save(opened(tmp_path), 1)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(0.2)
+        link = Link(f"127.0.0.1:{listening.getsockname()[1]}", "ada", connect_timeout_s=0)
+        for name in ("private", "optimizer"):
+            private = replace(trained, delta=trained.delta.with_name(f"{name}.safetensors"))
+            with pytest.raises(BadPayload, match="which the run's LoRA lacks"):
+                link.push(private, LAYOUT)
+        with pytest.raises(TimeoutError):
+            listening.accept()
+        link.close()

@@ -1,5 +1,7 @@
 """Packs: who sees whom, where positions begin, what predicts what."""
 
+import itertools
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,6 +44,32 @@ def test_a_token_sees_its_own_prompt_and_its_own_response_up_to_itself(
             assert mask[row, column] == bool(own_pair and own_part and column <= row)
 
 
+@given(pairs)
+def test_a_response_sees_what_it_would_see_alone_at_the_positions_it_would_have_alone(
+    some: list[PairTokens],
+) -> None:
+    packed = pack(some, range(len(some)), device=CPU)
+    mask = packed.mask[0, 0]
+    alone = [(one.prompt, answer) for one in some for answer in (one.chosen, one.rejected)]
+    for last, (prompt, response) in zip(packed.last.tolist(), alone, strict=True):
+        for back in range(len(response)):
+            seen = mask[last - back].nonzero().flatten()
+            length = len(prompt) + len(response) - back
+            assert packed.token_ids[seen].tolist() == [*prompt, *response][:length]
+            assert packed.positions[seen].tolist() == list(range(length))
+
+
+@given(pairs)
+def test_other_tokens_as_chosen_change_nothing_else(some: list[PairTokens]) -> None:
+    packed = pack(some, range(len(some)), device=CPU)
+    other = packed.with_other_chosen()
+    kept = [(one.prompt, one.rejected) for one in some]
+    in_chosen = packed.in_response & ~packed.in_rejected
+    assert other.token_ids[~in_chosen].tolist() == [i for p, r in kept for i in (*p, *r)]
+    assert (other.token_ids[in_chosen] == some[0].prompt[0]).all()
+    assert torch.equal(other.mask, packed.mask)
+
+
 @given(pairs, st.integers(1, 40))
 def test_grouping_keeps_every_pair_in_order_within_the_budget(
     some: list[PairTokens], budget: int
@@ -50,3 +78,5 @@ def test_grouping_keeps_every_pair_in_order_within_the_budget(
     assert [index for group in groups for index in group] == list(range(len(some)))
     for group in groups:
         assert len(group) == 1 or sum(len(some[index]) for index in group) <= budget
+    for group, following in itertools.pairwise(groups):
+        assert sum(len(some[index]) for index in (*group, following[0])) > budget

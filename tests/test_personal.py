@@ -1,6 +1,7 @@
 """The exported personal model: the same scores, plain PEFT, plain commands."""
 
 import io
+import shutil
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,55 @@ def test_the_plain_answer_is_the_untouched_models_and_the_personal_one_uses_the_
         policy.private.head.weight[backbone.tokenizer.eos_token_id] = 1e-9
     assert speaker.continuation("the film", plain=True) == expected
     assert speaker.continuation("the film") != expected
+
+
+def test_a_reply_goes_on_from_the_rendered_conversation(exported: Path) -> None:
+    policy, backbone, _ = load(exported, model=None, device=CPU, dtype=torch.float32)
+    speaker = Speaker(policy, backbone.tokenizer, max_new_tokens=8, temperature=0)
+    text = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    turns = [{"role": "user", "content": "hi"}]
+    for plain in (True, False):
+        assert speaker.reply(turns, plain=plain) == speaker.continuation(text, plain=plain)
+
+
+@pytest.mark.parametrize("share", [None, 0, 0.5])
+@pytest.mark.parametrize(
+    "name", ["private.safetensors", "adapter_model.safetensors", "fedpdpo.json"]
+)
+def test_a_truncated_or_missing_part_of_an_export_is_named(
+    exported: Path, name: str, share: float | None
+) -> None:
+    part = exported / name
+    content = part.read_bytes()
+    part.unlink()
+    if share is not None:
+        part.write_bytes(content[: int(share * len(content))])
+    named = "no exported model" if name == "fedpdpo.json" and share is None else name
+    with pytest.raises(BadState, match=named):
+        load(exported, model=None, device=CPU, dtype=torch.float32)
+
+
+def test_an_export_of_other_parts_than_its_run_has_is_refused(exported: Path) -> None:
+    private, adapter = exported / "private.safetensors", exported / "adapter_model.safetensors"
+    kept = private.read_bytes()
+    private.write_bytes(adapter.read_bytes())
+    with pytest.raises(BadState, match="not those of the run's method settings"):
+        load(exported, model=None, device=CPU, dtype=torch.float32)
+    adapter.write_bytes(kept)
+    with pytest.raises(BadState, match=r"adapter_model\.safetensors is damaged.*lacks"):
+        load(exported, model=None, device=CPU, dtype=torch.float32)
+
+
+def test_a_damaged_global_adapter_is_named_and_nothing_is_exported(
+    trained: tuple[Policy, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "state"
+    shutil.copytree(trained[1], folder)
+    adapter = ClientState(folder, client_id=None).last_adapter()
+    adapter.write_bytes(adapter.read_bytes()[:-1])
+    with pytest.raises(BadState, match=r"version-00001\.safetensors is damaged"):
+        export(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_eval_and_chat_work_on_it(

@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,9 @@ from tiny import (
     tiny_run,
 )
 
-FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
+LONG = PairTokens(tuple(range(4, 50)), tuple(range(50, 100)), tuple(range(100, 260)))
+FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma3_text", "phi3")
+DTYPES = (torch.float32, torch.bfloat16)
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +91,14 @@ def test_swapping_the_answers_swaps_the_scores(model: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("head", ["full", "lowrank", "frozen"])
-def test_a_new_client_is_the_plain_model_with_zero_reward(model: Path, head: str) -> None:
-    policy = tiny_policy(model, tiny_run(head=head))
+@pytest.mark.parametrize(
+    "method",
+    [{}, {"head": "lowrank"}, {"head": "frozen"}, {"bottleneck": 0}, {"reward_head": False}],
+)
+def test_a_new_client_is_the_plain_model_with_zero_reward(
+    model: Path, method: dict[str, Any]
+) -> None:
+    policy = tiny_policy(model, tiny_run(**method))
     pairs = tiny_pairs()
     personal, shared = scores_of(policy, pairs), scores_of(policy, pairs, personalized=False)
     assert torch.equal(personal, shared)
@@ -140,8 +148,60 @@ def test_a_model_whose_attention_ignores_the_mask_is_refused(model: Path) -> Non
     decoder = policy.decoder._whole
     forward = decoder.forward
     decoder.forward = lambda **kwargs: forward(**{**kwargs, "attention_mask": None})
-    with pytest.raises(BadModel, match="its attention does not take the mask"):
+    with pytest.raises(BadModel, match="do not take the mask"):
         policy.check(tiny_pairs()[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("family", "config"),
+    [
+        ("lfm2", {"layer_types": ["conv", "full_attention", "conv", "full_attention"]}),
+        ("jamba", {"num_experts": 2}),
+        ("falcon_h1", {}),
+    ],
+)
+def test_a_model_whose_layers_carry_a_state_past_the_mask_is_refused(
+    tmp_path: Path, family: str, config: dict[str, Any], dtype: torch.dtype
+) -> None:
+    save_tiny_model(tmp_path, family=family, initializer_range=0.15, **config)
+    policy = tiny_policy(tmp_path, tiny_run(), dtype=dtype)
+    with pytest.raises(BadModel, match="a chosen response moves the rejected one's by"):
+        policy.check(LONG)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_window_shorter_than_the_pair_is_refused_and_a_longer_one_is_none(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    longest = len(LONG.prompt) + len(LONG.rejected)
+    for window in (longest, longest // 3):
+        save_tiny_model(
+            tmp_path, family="mistral", sliding_window=window, initializer_range=0.15
+        )  # fmt: skip
+        policy = tiny_policy(tmp_path, tiny_run(), dtype=dtype)
+        if window == longest:
+            policy.check(LONG)
+            continue
+        with pytest.raises(BadModel, match="its attention window is shorter than the pairs"):
+            policy.check(LONG)
+
+
+@pytest.mark.parametrize(
+    ("family", "words"),
+    [
+        ("gemma2", "changes its logits by final_logit_softcapping"),
+        ("cohere", "changes its logits by logit_scale"),
+        ("phi", "no plain linear layer without bias"),
+        ("gpt2", "cannot put LoRA into the model"),
+    ],
+)
+def test_a_model_with_another_head_or_other_layers_is_refused_by_reason(
+    tmp_path: Path, family: str, words: str
+) -> None:
+    save_tiny_model(tmp_path, family=family)
+    with pytest.raises(BadModel, match=words):
+        tiny_policy(tmp_path, tiny_run())
 
 
 def test_a_model_that_cannot_be_split_is_run_whole(

@@ -3,11 +3,12 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 
 from fedpdpo.client.preferences import Message, Preference
 from fedpdpo.client.tokens import pair_tokens
 from fedpdpo.common.errors import BadData
-from tiny import tiny_tokenizer
+from tiny import CHAT_TEMPLATE, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 words = st.text("abcdef ", min_size=1, max_size=40).filter(str.strip)
@@ -39,6 +40,28 @@ def test_messages_without_a_chat_template_are_refused() -> None:
     chat = Preference(*((Message("user", word),) for word in "abc"))
     with pytest.raises(BadData, match="no chat template"):
         pair_tokens(chat, tiny_tokenizer(chat=False), max_tokens=64)
+
+
+def test_a_template_that_changes_the_prompt_when_a_response_follows_is_refused() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ messages | length }}" + CHAT_TEMPLATE
+    chat = Preference(*((Message(role, role),) for role in ("user", "assistant", "tool")))
+    with pytest.raises(BadData, match="changes the prompt when a response follows"):
+        pair_tokens(chat, tokenizer, max_tokens=64)
+
+
+def test_a_text_prompt_begins_as_the_tokenizer_begins_a_text() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.bos_token = "<|im_start|>"
+    preference = Preference("a film", " good", " bad")
+    assert text_of(pair_tokens(preference, tokenizer, max_tokens=64).prompt) == "a film"
+    begin = ("<|im_start|>", tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[begin]
+    )
+    tokens = pair_tokens(preference, tokenizer, max_tokens=64)
+    assert text_of(tokens.prompt) == "<|im_start|>a film"
+    assert text_of(tokens.chosen) == " good<eos>"
 
 
 @given(words, words, words, st.integers(8, 60))

@@ -9,8 +9,10 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from fedpdpo.client.evaluation import evaluate
+from fedpdpo.client.lora import SharedState
 from fedpdpo.client.optimizer import optimizer_for, private_moments, put_private_moments
 from fedpdpo.client.policy import Policy, private_parameters, put_private_parameters
+from fedpdpo.client.state import ClientState, PrivateState
 from fedpdpo.client.training import TrainingReport, num_pair_visits, train_round
 from fedpdpo.common.errors import BadState
 from fedpdpo.common.run import MethodSettings
@@ -73,15 +75,20 @@ def test_a_client_that_was_restarted_between_rounds_goes_on_to_the_same_bits(
     model: Path, tmp_path: Path
 ) -> None:
     steady, restarted = Trained(model, tmp_path), Trained(model, tmp_path)
-    steady.round(1)
-    parameters = steady.private
-    moments = private_moments(steady.optimizer, steady.policy)
-    with torch.no_grad():
-        for matrix, trained in zip(restarted.policy.lora(), steady.policy.lora(), strict=True):
-            matrix.copy_(trained)
-    put_private_parameters(restarted.policy, parameters)
-    put_private_moments(restarted.optimizer, restarted.policy, moments)
+    report = steady.round(1)
+    shared = SharedState.of(steady.policy.peft_model)
+    private = PrivateState(
+        private_parameters(steady.policy), private_moments(steady.optimizer, steady.policy)
+    )
+    ClientState(tmp_path, client_id="ada").save_round(
+        1, private=private, delta=shared, num_pairs=len(steady.pairs), report=report
+    )
     steady.round(2)
+    found = ClientState(tmp_path, client_id="ada").last_round()
+    assert found is not None
+    SharedState.read(found[0].delta, shared.layout).put_into(restarted.policy.peft_model)
+    put_private_parameters(restarted.policy, found[1].parameters)
+    put_private_moments(restarted.optimizer, restarted.policy, found[1].moments)
     restarted.round(2)
     assert equal(steady, restarted)
 
@@ -116,6 +123,21 @@ def test_one_pack_or_many_give_the_same_step(model: Path, tmp_path: Path) -> Non
     parts.round(1)
     for name, tensor in whole.private.items():
         torch.testing.assert_close(parts.private[name], tensor, rtol=1e-3, atol=2e-4)
+    torch.testing.assert_close(parts.shared, whole.shared, rtol=1e-3, atol=2e-4)
+
+
+def test_a_steps_gradient_does_not_depend_on_how_its_pairs_are_packed(
+    model: Path, tmp_path: Path
+) -> None:
+    gradients = []
+    for pack in (10_000, 100, 1):
+        trained = Trained(model, tmp_path, num=8, pack=pack, max_grad_norm=1e6)
+        trained.round(1)
+        matrices = [*trained.policy.lora(), *trained.policy.private.parameters()]
+        gradients.append([matrix.grad for matrix in matrices if matrix.grad is not None])
+    assert len(gradients[0]) == len(trained.policy.lora()) + 4
+    for some in gradients[1:]:
+        torch.testing.assert_close(some, gradients[0], rtol=1e-4, atol=1e-6)
 
 
 def test_private_then_shared_trains_lora_on_the_private_parts_as_they_ended(

@@ -43,26 +43,26 @@ def tiny_tokenizer(*, chat: bool = True) -> Any:
     return tokenizer
 
 
-def save_tiny_model(folder: Path, *, seed: int = 0, family: str = "llama") -> Path:
+def save_tiny_model(folder: Path, *, seed: int = 0, family: str = "llama", **config: Any) -> Path:
     """A random model of a family that transformers knows, with its tokenizer, in a folder."""
     tokenizer = tiny_tokenizer()
-    config = AutoConfig.for_model(
-        family,
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=1024,
-        tie_word_embeddings=True,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=1,
-    )
+    size = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 1024,
+        "tie_word_embeddings": True,
+        "pad_token_id": 0,
+        "bos_token_id": None,
+        "eos_token_id": 1,
+    }
     torch.manual_seed(seed)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **(size | config)))
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

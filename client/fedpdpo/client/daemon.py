@@ -49,7 +49,7 @@ def run_client(settings: ClientSettings) -> None:
         policy = Policy(backbone, run, private_seed=seed)
         parts = {"train": train, "eval": held_out}
         tokens = {part: _tokens(some, backbone, settings) for part, some in parts.items()}
-        policy.check(max(tokens["train"], key=len))
+        policy.check(max(tokens["train"] + tokens["eval"], key=len))
         run = link.join(
             backbone_fingerprint=backbone.fingerprint,
             tokenizer_fingerprint=backbone.tokenizer_fingerprint,

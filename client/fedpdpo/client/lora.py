@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fedpdpo.common.errors import BadModel, BadPayload
+from fedpdpo.common.errors import BadModel, BadPayload, BadState
 from fedpdpo.common.layout import LoraLayout, check_payload
 from fedpdpo.common.run import LoraSettings
 
@@ -99,9 +99,15 @@ class SharedState:
 
     @classmethod
     def read(cls, path: Path, layout: LoraLayout) -> "SharedState":
-        """Read a file, after checking it against the layout. Raises BadPayload."""
-        check_payload(path, layout)
-        return cls(load_file(path), layout)
+        """Read a file on this disk, after checking it against the layout.
+
+        Raises BadState, naming the file, where it is missing, damaged or of another layout.
+        """
+        try:
+            check_payload(path, layout)
+            return cls(load_file(path), layout)
+        except (OSError, BadPayload) as error:
+            raise BadState(f"{path} is damaged or missing: {error}") from error
 
     def write(self, path: Path) -> None:
         """Write a safetensors file."""

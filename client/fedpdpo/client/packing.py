@@ -6,7 +6,7 @@ its positions at the prompt's end, so each response is computed as if it stood a
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -43,6 +43,21 @@ class Pack:
         same_pair = self.pair[:, None] == self.pair[None, :]
         visible = (self.branch[None, :] == _PROMPT) | (self.branch[:, None] == self.branch[None, :])
         return (same_pair & visible & (order[:, None] >= order[None, :]))[None, None]
+
+    @property
+    def in_response(self) -> Tensor:
+        """Which tokens are those of a response: (T,)."""
+        return self.branch != _PROMPT
+
+    @property
+    def in_rejected(self) -> Tensor:
+        """Which tokens are those of a rejected response: (T,)."""
+        return self.branch == _REJECTED
+
+    def with_other_chosen(self) -> "Pack":
+        """The same pack with other tokens as chosen; no prompt and no rejected may feel it."""
+        other = torch.where(self.branch == _CHOSEN, self.token_ids[0], self.token_ids)
+        return replace(self, token_ids=other)
 
 
 def pack(pairs: Sequence[PairTokens], indices: Sequence[int], *, device: torch.device) -> Pack:
