@@ -1,5 +1,7 @@
 """The aggregation rule: worked numbers, order of arrival, finite values."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +70,37 @@ def test_the_order_of_arrival_changes_no_bit(
     shuffled.shuffle(deltas)  # type: ignore[attr-defined]
     second = averaged(adapter, dict(deltas), server_lr=1.0)
     assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+MEASURE = """
+import resource, sys
+import subprocess
+import sys
+from pathlib import Path
+from fedpdpo.server.averaging import SpooledDelta, averaged
+folder = Path(sys.argv[1])
+deltas = {path.name: SpooledDelta(path, 1) for path in folder.glob("delta-*")}
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+averaged(folder / "adapter", deltas, server_lr=1.0)
+print(len(deltas), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_memory_and_open_files_do_not_grow_with_the_number_of_clients(tmp_path: Path) -> None:
+    content = {"m.0.q.lora_A.weight": np.ones((16, 16_384), np.float32)}
+    save_file(content, tmp_path / "adapter")
+    grown = {}
+    for number in range(200):
+        save_file(content, tmp_path / f"delta-{number}")
+        if number + 1 in (4, 200):
+            done = subprocess.run(
+                [sys.executable, "-c", MEASURE, str(tmp_path)],
+                capture_output=True, text=True, check=True, timeout=120,
+            )  # fmt: skip
+            num_clients, kib = map(int, done.stdout.split())
+            grown[num_clients] = kib
+    assert grown[200] < grown[4] + 4096
 
 
 def test_a_mean_that_is_not_finite_is_refused(tmp_path: Path, adapter: Path) -> None:

@@ -114,7 +114,7 @@ def begin(world: World, *names: str) -> None:
 def test_the_first_client_fixes_the_run_and_makes_the_first_adapter(world: World) -> None:
     world.join("ada")
     assert world.federation.run.backbone_fingerprint == BACKBONE
-    assert world.federation.layout == LAYOUT
+    assert world.federation.run.layout == LAYOUT
     assert world.adapter(0) == 0.0
     assert world.task("ada") == Evaluate(0)
 

@@ -114,7 +114,7 @@ class Link:
 
     def _receive(self, request: pb.PullAdapterRequest, path: Path, layout: LoraLayout) -> None:
         parts = self._stub.PullAdapter(request, timeout=_TRANSFER_S)
-        header = next(parts).header
+        header = next(parts, pb.PullAdapterResponse()).header
         with Receiver(
             path,
             num_bytes=header.num_bytes,

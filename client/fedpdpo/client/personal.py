@@ -18,7 +18,7 @@ from fedpdpo.client.policy import Policy, put_private_parameters
 from fedpdpo.client.state import ClientState, Identity
 from fedpdpo.common.errors import BadModel, BadState
 from fedpdpo.common.files import held, whole_folder
-from fedpdpo.common.layout import LoraLayout, layer_numbers
+from fedpdpo.common.layout import layer_numbers
 
 _README = """\
 # A personal model
@@ -57,7 +57,7 @@ def export(state_dir: Path, out: Path) -> None:
         if state.identity is None or last is None:
             raise BadState(f"{state_dir} has trained no round yet; there is nothing to export")
         identity, (trained, private) = state.identity, last
-        layout = layout_of_run(identity)
+        layout = identity.run.layout
         shared = SharedState.read(adapter, layout)
         num_layers = max(layer_numbers(layout)) + 1
         with whole_folder(out) as folder:
@@ -103,15 +103,10 @@ def load(
                 f"model was trained on {wanted[:12]}; give the right one by --model"
             )
     policy = Policy(backbone, identity.run, private_seed=0)
-    shared = SharedState.read(folder / "adapter_model.safetensors", layout_of_run(identity))
+    shared = SharedState.read(folder / "adapter_model.safetensors", identity.run.layout)
     shared.put_into(policy.peft_model)
     try:
         put_private_parameters(policy, load_file(folder / "private.safetensors"))
     except (OSError, SafetensorError) as error:
         raise BadState(f"{folder / 'private.safetensors'} is damaged: {error}") from error
     return policy, backbone, identity
-
-
-def layout_of_run(identity: Identity) -> LoraLayout:
-    """The LoRA layout of the run that an identity belongs to."""
-    return LoraLayout(tuple((spec.name, spec.shape) for spec in identity.run.lora_layout))

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fedpdpo.common.errors import BadRequest
+from fedpdpo.common.layout import LoraLayout
 
 _CLIENT_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 
@@ -92,6 +93,11 @@ class Run(Closed):
     method: MethodSettings
     num_rounds: int = Field(ge=1, le=_MOST)
     seed: int = Field(ge=0, lt=2**63)
+
+    @property
+    def layout(self) -> LoraLayout:
+        """The shared tensors. Raises BadRequest before the first client has fixed them."""
+        return LoraLayout(tuple((spec.name, spec.shape) for spec in self.lora_layout))
 
     @model_validator(mode="after")
     def _all_or_nothing(self) -> "Run":

@@ -1,18 +1,19 @@
 """The aggregation rule: theta' = theta + eta * sum_i w_i d_i, with w_i = n_i / sum_j n_j.
 
-FedAvg over LoRA deltas, equation [8] of docs/method.md. Deltas are read from disk tensor by
-tensor and summed in float64 in the order of the clients' ids, so the result has the same bits
-whatever the order of arrival, and the memory needed is one adapter and one tensor.
+FedAvg over LoRA deltas, equation [8] of docs/method.md. Deltas are read from disk one after another
+and summed in float64 in the order of the clients' ids, so the result has the same bits whatever the
+order of arrival. The memory needed is one adapter, its sum in float64 and one delta, however many
+clients there are: no more than one delta's file is open at a time.
 """
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
+from safetensors.numpy import load_file
 
 from fedpdpo.common.errors import BadPayload
 from fedpdpo.common.layout import LoraLayout
@@ -49,23 +50,19 @@ def averaged(
     Raises BadPayload where the result is not finite.
     """
     total_pairs = sum(delta.num_pairs for delta in deltas.values())
-    following: dict[str, Array] = {}
-    with ExitStack() as opened, np.errstate(over="ignore"):
-        present = opened.enter_context(safe_open(adapter, framework="numpy"))
-        files = [
-            (opened.enter_context(safe_open(delta.path, framework="numpy")), delta.num_pairs)
-            for _, delta in sorted(deltas.items())
-        ]
-        for name in present.keys():  # noqa: SIM118 - a safetensors file is no mapping
-            theta = present.get_tensor(name).astype(np.float64)
-            weighted = np.zeros_like(theta)
-            for file, num_pairs in files:
-                weighted += num_pairs * file.get_tensor(name).astype(np.float64)
-            step = server_lr * (weighted / total_pairs) if files else weighted
-            following[name] = (theta + step).astype(np.float32)
-            if not np.isfinite(following[name]).all():
+    present = load_file(adapter)
+    weighted = {name: np.zeros(theta.shape, np.float64) for name, theta in present.items()}
+    for _, delta in sorted(deltas.items()):
+        with safe_open(delta.path, framework="numpy") as file:
+            for name, total in weighted.items():
+                total += delta.num_pairs * file.get_tensor(name).astype(np.float64)
+    with np.errstate(over="ignore"):
+        for name, total in weighted.items():
+            step = server_lr * (total / max(total_pairs, 1))
+            present[name] = (present[name] + step).astype(np.float32)
+            if not np.isfinite(present[name]).all():
                 raise BadPayload(f"averaging made {name} infinite; lower --server-lr")
-    return following
+    return present
 
 
 def check_finite(path: Path) -> None:

@@ -9,8 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from fedpdpo.common.errors import Mismatch, NotFound
-from fedpdpo.common.layout import LoraLayout
+from fedpdpo.common.errors import Mismatch
 from fedpdpo.server.ledger import ENDED, Ledger
 from fedpdpo.server.presence import Presence
 from fedpdpo.server.rounds import Phase
@@ -64,13 +63,6 @@ class Federation:
                 f"this server drives run {self.run.run_id}, not {run_id[:64] or '(none)'}; "
                 "start the client with another --state-dir for another run"
             )
-
-    @property
-    def layout(self) -> LoraLayout:
-        """The shared tensors. Raises NotFound before the first client has fixed them."""
-        if not self.run.lora_layout:
-            raise NotFound("no client has joined yet; the LoRA layout is not fixed")
-        return LoraLayout(tuple((spec.name, spec.shape) for spec in self.run.lora_layout))
 
     def active(self, ledger: Ledger) -> list[str]:
         """Clients that have joined, not left, and been heard lately; sorted."""

@@ -51,7 +51,7 @@ class Intake:
             federation.store.delta_path(delta.round_number, delta.client_id),
             num_bytes=delta.num_bytes,
             sha256=delta.sha256,
-            max_bytes=federation.layout.max_payload_bytes,
+            max_bytes=federation.run.layout.max_payload_bytes,
         )
 
     def accept(self, delta: Announced, received: Receiver) -> bool:
@@ -62,7 +62,7 @@ class Intake:
         """
         federation = self._federation
         path: Path = received.finish()
-        check_payload(path, federation.layout)
+        check_payload(path, federation.run.layout)
         check_finite(path)
         with federation.writing() as ledger:
             if _is_counted(ledger, delta):

@@ -91,8 +91,7 @@ def _check_same(run: Run, client: Newcomer) -> None:
                 f"the client's {what} has fingerprint {theirs[:12]}, the run's {ours[:12]}; "
                 f"load the same weights and tokenizer as the others ({run.model})"
             )
-    layout = LoraLayout(tuple((spec.name, spec.shape) for spec in run.lora_layout))
-    if difference := layout.difference(client.layout):
+    if difference := run.layout.difference(client.layout):
         raise Mismatch(f"the LoRA layout differs: {difference} (here the run, there the client)")
 
 
