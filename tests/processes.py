@@ -73,6 +73,11 @@ class Program:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait(PATIENCE_S)
 
+    def terminate(self) -> None:
+        """Send it SIGTERM, as a service manager would, and wait for its end."""
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(PATIENCE_S)
+
 
 class Stage:
     """Starts programs under a folder and leaves none behind."""

@@ -1,11 +1,16 @@
 """What never changes about pairs is computed once and found again."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
+from fedpdpo.client.packing import Pack
+from fedpdpo.client.pairset import PairSet
 from fedpdpo.client.policy import Policy
+from fedpdpo.client.tokens import PairTokens
 from tiny import CPU, save_tiny_model, tiny_pairs, tiny_pairset, tiny_policy, tiny_run
 
 
@@ -14,45 +19,128 @@ def policy(tmp_path: Path) -> Policy:
     return tiny_policy(save_tiny_model(tmp_path / "model"), tiny_run())
 
 
-def never(*_: object) -> None:
-    raise AssertionError("the reference was computed again")
+class Counted:
+    """The pairs that the trunk and the reference have gone over since."""
+
+    def __init__(self, policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.by_trunk: list[int] = []
+        self.by_reference: list[int] = []
+        entering, scores = policy.entering, policy.reference_scores
+
+        def trunk(batch: Pack) -> Tensor:
+            self.by_trunk += batch.indices
+            return entering(batch)
+
+        def reference(batch: Pack, states: Tensor | None = None) -> object:
+            self.by_reference += batch.indices
+            return scores(batch, states)
+
+        monkeypatch.setattr(policy, "entering", trunk)
+        monkeypatch.setattr(policy, "reference_scores", reference)
 
 
-def test_reference_margins_are_taken_from_disk_under_the_same_key(
-    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def counted(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> Counted:
+    return Counted(policy, monkeypatch)
+
+
+def hidden(policy: Policy, pairs: PairSet, indices: Sequence[int]) -> dict[int, Tensor]:
+    """Hidden states by pair."""
+    found: dict[int, Tensor] = {}
+    with torch.no_grad():
+        for batch, entering in pairs.packs(indices, device=CPU):
+            h = policy.hidden(batch, entering)
+            found |= {index: h[rows] for index, rows in zip(batch.indices, batch.rows, strict=True)}
+    return found
+
+
+def test_trunk_and_reference_go_over_each_pair_once_in_its_life(
+    policy: Policy, tmp_path: Path, counted: Counted
 ) -> None:
     first = tiny_pairset(policy, tiny_pairs(), tmp_path)
     assert first.reference_margins.any()
-    monkeypatch.setattr(policy, "reference_scores", never)
+    assert sorted(counted.by_trunk) == sorted(counted.by_reference) == list(range(12))
     again = tiny_pairset(policy, tiny_pairs(), tmp_path)
     assert torch.equal(again.reference_margins, first.reference_margins)
-    with pytest.raises(AssertionError, match="computed again"):
-        tiny_pairset(policy, tiny_pairs(), tmp_path, key="another")
+    assert len(counted.by_trunk) == len(counted.by_reference) == 12
+
+
+def test_under_another_key_they_go_over_all_pairs_again(
+    policy: Policy, tmp_path: Path, counted: Counted
+) -> None:
+    tiny_pairset(policy, tiny_pairs(), tmp_path)
+    tiny_pairset(policy, tiny_pairs(), tmp_path, key="another model")
+    assert len(counted.by_trunk) == len(counted.by_reference) == 24
+
+
+def test_a_changed_pair_recomputes_only_itself(
+    policy: Policy, tmp_path: Path, counted: Counted
+) -> None:
+    pairs = tiny_pairs()
+    first = tiny_pairset(policy, pairs, tmp_path)
+    before = hidden(policy, first, range(12))
+    counted.by_trunk.clear()
+    counted.by_reference.clear()
+    pairs[5] = PairTokens(pairs[5].prompt, pairs[5].rejected, pairs[5].chosen)
+    again = tiny_pairset(policy, pairs, tmp_path)
+    assert counted.by_trunk == counted.by_reference == [5]
+    torch.testing.assert_close(again.reference_margins[5], -first.reference_margins[5])
+    kept = [number for number in range(12) if number != 5]
+    assert torch.equal(again.reference_margins[kept], first.reference_margins[kept])
+    after = hidden(policy, again, range(12))
+    for number in kept:
+        torch.testing.assert_close(after[number], before[number], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("damage", [b"", b"garbage", None])
-def test_a_damaged_reference_is_computed_again(
-    policy: Policy, tmp_path: Path, damage: bytes | None
+@pytest.mark.parametrize(
+    "name", ["reference-key.safetensors", "trunk-key/states.bin", "trunk-key/index.json"]
+)
+def test_a_damaged_file_is_computed_again(
+    policy: Policy, tmp_path: Path, name: str, damage: bytes | None
 ) -> None:
     first = tiny_pairset(policy, tiny_pairs(), tmp_path)
-    file = tmp_path / "reference.safetensors"
-    file.write_bytes(file.read_bytes()[:-3] if damage is None else damage)
+    expected = hidden(policy, first, range(12))
+    file = tmp_path / name
+    flipped = bytearray(file.read_bytes())
+    flipped[len(flipped) // 2] ^= 64
+    file.unlink()
+    file.write_bytes(bytes(flipped) if damage is None else damage)
     again = tiny_pairset(policy, tiny_pairs(), tmp_path)
-    assert torch.equal(again.reference_margins, first.reference_margins)
+    if damage is not None or not name.startswith("reference"):
+        assert torch.equal(again.reference_margins, first.reference_margins)
+    for number, states in hidden(policy, again, range(12)).items():
+        torch.testing.assert_close(states, expected[number], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
 def test_over_its_budget_the_trunk_is_computed_anew_with_the_same_result(
-    policy: Policy, tmp_path: Path
+    policy: Policy, tmp_path: Path, share: float
 ) -> None:
-    kept = tiny_pairset(policy, tiny_pairs(), tmp_path)
-    anew = tiny_pairset(policy, tiny_pairs(), tmp_path, trunk_cache_bytes=0, key="anew")
-    assert kept.kept_bytes > 0
-    assert anew.kept_bytes == 0
-    with torch.no_grad():
-        for (one, entering), (other, nothing) in zip(
-            kept.packs([3, 1, 2], device=CPU), anew.packs([3, 1, 2], device=CPU), strict=True
-        ):
-            assert nothing is None
-            torch.testing.assert_close(
-                policy.hidden(one, entering), policy.hidden(other), rtol=1e-5, atol=1e-5
-            )
+    whole = tiny_pairset(policy, tiny_pairs(), tmp_path)
+    assert whole.trunk is not None
+    budget = int(whole.trunk.kept_bytes * share)
+    some = tiny_pairset(policy, tiny_pairs(), tmp_path, trunk_budget_bytes=budget, key="some")
+    assert some.trunk is not None
+    assert budget - 10_000 < some.trunk.kept_bytes <= budget
+    expected = hidden(policy, whole, range(12))
+    for number, states in hidden(policy, some, range(12)).items():
+        torch.testing.assert_close(states, expected[number], rtol=1e-5, atol=1e-5)
+
+
+def test_the_trunks_states_lie_on_the_disk_in_the_backbones_precision(
+    tmp_path: Path,
+) -> None:
+    model = save_tiny_model(tmp_path / "model")
+    sizes = []
+    for dtype in (torch.float32, torch.bfloat16):
+        policy = tiny_policy(model, tiny_run(), dtype=dtype)
+        pairs = tiny_pairset(policy, tiny_pairs(), tmp_path, key=str(dtype))
+        assert pairs.trunk is not None
+        states = pairs.trunk.get(pairs.pairs[0])
+        assert states is not None
+        assert states.dtype == dtype
+        size = (tmp_path / f"trunk-{dtype}" / "states.bin").stat().st_size
+        assert pairs.trunk.kept_bytes == size
+        sizes.append(size)
+    assert sizes[0] == 2 * sizes[1]

@@ -147,7 +147,7 @@ loras = st.builds(
     rank=st.integers(1, 4096),
     alpha=positive,
     target_modules=st.lists(st.text("abc_é"), min_size=1, max_size=4).map(tuple),
-    last_layers=count,
+    layers=st.just("all") | st.integers(1, 999).map(lambda k: f"last-{k}"),
 )
 methods = st.builds(
     MethodSettings,
@@ -158,6 +158,8 @@ methods = st.builds(
     head_rank=count,
     bottleneck=st.integers(0, 2**32 - 1),
     reward_head=st.booleans(),
+    warmup_rounds=st.floats(0, allow_infinity=False),
+    lr_schedule=st.sampled_from(["constant", "cosine"]),
     local_epochs=count,
     batch_pairs=count,
     lora_lr=rate,

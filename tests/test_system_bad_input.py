@@ -12,7 +12,7 @@ from tiny import save_tiny_model, write_preferences
 
 pytestmark = pytest.mark.system
 
-METHOD = ("--min-clients", 1, "--rounds", 1, "--lora.last-layers", 2, "--lora.rank", 4)
+METHOD = ("--min-clients", 1, "--rounds", 1, "--lora.layers", "last-2", "--lora.rank", 4)
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_a_truncated_state_file_is_named_and_the_rest_is_kept(
     tmp_path: Path, model: Path, data: Path
 ) -> None:
     with stage(tmp_path) as on:
-        rounds = ("--min-clients", 1, "--rounds", 2, "--lora.last-layers", 2, "--lora.rank", 4)
+        rounds = ("--min-clients", 1, "--rounds", 2, "--lora.layers", "last-2", "--lora.rank", 4)
         server, port = on.server("--model", model, *rounds)
         first = on.client("ada", port, data)
         assert first.ends() == 0, first.output

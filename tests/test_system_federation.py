@@ -1,9 +1,11 @@
 """Whole federations of real processes: undisturbed, killed, watched on the wire."""
 
+import signal
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from tiny import save_tiny_model, write_preferences
 pytestmark = pytest.mark.system
 
 CLIENTS = {"ada": "warm", "bea": "harsh", "cyd": "warm"}
-METHOD = ("--method.local-epochs", 6, "--lora.last-layers", 2, "--lora.rank", 4)
+METHOD = ("--method.local-epochs", 6, "--lora.layers", "last-2", "--lora.rank", 4)
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +105,35 @@ def test_kill_9_of_server_and_clients_within_a_round_changes_no_bit(
         assert (tmp_path / name / private).read_bytes() == (
             undisturbed / name / private
         ).read_bytes()
+
+
+def test_a_round_cut_off_by_a_signal_goes_on_from_its_step_to_the_same_bits(
+    tmp_path: Path, model: Path, data: dict[str, Path], undisturbed: Path
+) -> None:
+    with stage(tmp_path) as on:
+        server, port = on.server(*server_arguments(model))
+        saving = {"ada": 0, "bea": 1000, "cyd": 0}
+        clients = {
+            name: on.client(name, port, data[name], "--save-every-s", seconds)
+            for name, seconds in saving.items()
+        }
+        for name, end in (("ada", Program.kill), ("bea", Program.terminate)):
+            until(partial(is_amid_training, port, name, round_number=2), f"{name} amid round 2")
+            end(clients[name])
+        assert "interrupted round=2 step=" in clients["bea"].output
+        assert clients["bea"].ends() == 128 + signal.SIGTERM
+        for name in ("ada", "bea"):
+            clients[name] = on.client(name, port, data[name])
+            step = clients[name].says(r"round_resumed round=2 after_step=(\d+)").group(1)
+            assert int(step) > 0
+        for program in (*clients.values(), server):
+            assert program.ends() == 0, program.output
+    assert final_adapter(tmp_path) == final_adapter(undisturbed)
+    for name in CLIENTS:
+        for file in ("private.safetensors", "optimizer.safetensors"):
+            kept = f"rounds/round-00003/{file}"
+            assert (tmp_path / name / kept).read_bytes() == (undisturbed / name / kept).read_bytes()
+        assert not (tmp_path / name / "unfinished").exists()
 
 
 def is_amid_training(port: int, client_id: str, *, round_number: int) -> bool:

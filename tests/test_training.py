@@ -1,5 +1,7 @@
 """The local round: repeatable to the bit, learning, resumable."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,17 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from fedpdpo.client.evaluation import evaluate
+from fedpdpo.client.interrupt import Interruption
+from fedpdpo.client.layers import checkpoint_layers
 from fedpdpo.client.lora import SharedState
-from fedpdpo.client.optimizer import optimizer_for, private_moments, put_private_moments
+from fedpdpo.client.machine import CoreShare, Neighbours
+from fedpdpo.client.optimizer import LocalOptimizer, Moments
 from fedpdpo.client.policy import Policy, private_parameters, put_private_parameters
+from fedpdpo.client.schedule import rate_factor, steps_of_round
 from fedpdpo.client.state import ClientState, PrivateState
-from fedpdpo.client.training import TrainingReport, num_pair_visits, train_round
+from fedpdpo.client.trainer import Trainer
+from fedpdpo.client.training import Point, num_pair_visits, train_round
+from fedpdpo.client.unfinished import Unfinished, UnfinishedRound
 from fedpdpo.common.errors import BadState
 from fedpdpo.common.run import MethodSettings
 from tiny import save_tiny_model, tiny_pairs, tiny_pairset, tiny_policy, tiny_run
@@ -27,17 +35,33 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Trained:
     """A policy with its optimizer and pairs, ready for rounds."""
 
-    def __init__(self, model: Path, folder: Path, *, num: int = 24, pack: int = 256, **m: Any):
-        self.method = tiny_run(**m).method
-        self.policy = tiny_policy(model, tiny_run(**m))
+    def __init__(
+        self,
+        model: Path,
+        folder: Path,
+        *,
+        num: int = 24,
+        pack: int = 256,
+        head_moments: Moments = "float32",
+        **method: Any,
+    ) -> None:
+        self.run = tiny_run(**method)
+        self.method = self.run.method
+        self.policy = tiny_policy(model, self.run)
         self.pairs = tiny_pairset(
-            self.policy, tiny_pairs(num=num), folder, tokens_per_pack=pack, key=str(num)
+            self.policy, tiny_pairs(num=num), folder, tokens_per_step=pack, key=str(num)
         )
-        self.optimizer = optimizer_for(self.policy, self.method)
+        self.optimizer = LocalOptimizer(self.policy, self.method, head_moments=head_moments)
 
-    def round(self, number: int) -> TrainingReport:
+    def round(self, number: int, **options: Any) -> Point:
         return train_round(
-            self.policy, self.pairs, self.method, self.optimizer, seed=7, round_number=number
+            self.policy,
+            self.pairs,
+            self.run,
+            self.optimizer,
+            seed=7,
+            round_number=number,
+            **options,
         )
 
     @property
@@ -60,7 +84,7 @@ def equal(one: Trained, other: Trained) -> bool:
 
 def test_the_same_round_gives_the_same_bits(model: Path, tmp_path: Path) -> None:
     one, other = Trained(model, tmp_path), Trained(model, tmp_path)
-    assert one.round(1).loss == other.round(1).loss
+    assert one.round(1).report().loss == other.round(1).report().loss
     assert equal(one, other)
 
 
@@ -75,10 +99,10 @@ def test_a_client_that_was_restarted_between_rounds_goes_on_to_the_same_bits(
     model: Path, tmp_path: Path
 ) -> None:
     steady, restarted = Trained(model, tmp_path), Trained(model, tmp_path)
-    report = steady.round(1)
+    report = steady.round(1).report()
     shared = SharedState.of(steady.policy.peft_model)
     private = PrivateState(
-        private_parameters(steady.policy), private_moments(steady.optimizer, steady.policy)
+        private_parameters(steady.policy), steady.optimizer.moments(shared=False)
     )
     ClientState(tmp_path, client_id="ada").save_round(
         1, private=private, delta=shared, num_pairs=len(steady.pairs), report=report
@@ -88,9 +112,165 @@ def test_a_client_that_was_restarted_between_rounds_goes_on_to_the_same_bits(
     assert found is not None
     SharedState.read(found[0].delta, shared.layout).put_into(restarted.policy.peft_model)
     put_private_parameters(restarted.policy, found[1].parameters)
-    put_private_moments(restarted.optimizer, restarted.policy, found[1].moments)
+    restarted.optimizer.put_moments(found[1].moments)
     restarted.round(2)
     assert equal(steady, restarted)
+
+
+class Killed(Exception):
+    """What ends a process amid a round."""
+
+
+@pytest.mark.parametrize("moments", ["float32", "8bit", "factored"])
+@pytest.mark.parametrize("schedule", ["joint", "private_then_shared"])
+def test_a_round_that_was_cut_off_goes_on_from_the_step_saved_last_to_the_same_bits(
+    model: Path, tmp_path: Path, moments: Moments, schedule: str
+) -> None:
+    method: dict[str, Any] = {"local_epochs": 2, "schedule": schedule, "lr_schedule": "cosine"}
+    steady, killed, resumed = (
+        Trained(model, tmp_path, head_moments=moments, **method) for _ in range(3)
+    )
+    whole = steady.round(1)
+
+    def trainer(trained: Trained, key: str = "same") -> Trainer:
+        return Trainer(
+            trained.policy,
+            trained.run,
+            trained.pairs,
+            trained.optimizer,
+            Unfinished(tmp_path / "unfinished", key=key),
+            seed=7,
+            save_every_s=0.0,
+            cores=CoreShare(1, Neighbours(tmp_path / "clients")),
+            interruption=Interruption(),
+        )
+
+    visited: list[int] = []
+
+    def die(pairs: int) -> None:
+        visited.append(pairs)
+        if len(visited) == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        trainer(killed).train(1, die)
+    visited.clear()
+    assert replace(trainer(resumed).train(1, visited.append), seconds=0) == replace(
+        whole, seconds=0
+    )
+    assert equal(resumed, steady)
+    # The steps up to the one saved last are counted at once, and not trained again.
+    assert visited == [3 * 8, *[8] * (whole.steps - 3)]
+    assert Unfinished(tmp_path / "unfinished", key="other pairs").last(1) is None
+    assert Unfinished(tmp_path / "unfinished", key="same").last(2) is None
+
+
+@pytest.mark.parametrize("file", ["shared.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_damaged_step_is_left_aside_and_said(
+    model: Path, tmp_path: Path, file: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = UnfinishedRound(Point(steps=3), {"a": torch.ones(9)}, {}, {}, threads=1)
+    unfinished = Unfinished(tmp_path, key="key")
+    unfinished.save(2, replace(state, point=Point(steps=2)))
+    unfinished.save(2, state)
+    assert len(list(tmp_path.iterdir())) == 1
+    found = unfinished.last(2)
+    assert found is not None
+    assert found.point == Point(steps=3)
+    assert torch.equal(found.shared["a"], torch.ones(9))
+    path = tmp_path / "round-00002-step-0000003" / file
+    path.write_bytes(path.read_bytes()[:-9])
+    assert unfinished.last(2) is None
+    assert "round_begins_anew" in caplog.text
+
+
+def test_a_step_whose_gradient_is_not_finite_is_dropped_and_said(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained = Trained(model, tmp_path)
+    clean = Trained(model, tmp_path)
+    spoilt = clean.pairs.reference_margins.clone()
+    first = steps_of_round(trained.method, num_pairs=24, seed=7, round_number=1)[0].pairs
+    spoilt[first[0]] = torch.nan
+    trained.pairs = replace(trained.pairs, reference_margins=spoilt)
+    before = trained.shared
+    points: list[Point] = []
+    states: list[list[Tensor]] = []
+
+    def look(point: Point) -> None:
+        points.append(point)
+        states.append(trained.shared)
+
+    done = trained.round(1, after_step=look)
+    assert [point.dropped for point in points] == [1, 1, 1]
+    torch.testing.assert_close(states[0], before, rtol=0, atol=0)
+    assert not torch.equal(states[1][0], before[0])
+    assert done.pairs == 16
+    assert math.isfinite(done.report().loss)
+    assert all(part.isfinite().all() for part in trained.private.values())
+    assert "step_dropped step=1 loss=nan" in caplog.text
+
+
+def test_where_every_step_is_dropped_the_loss_is_none(model: Path, tmp_path: Path) -> None:
+    trained = Trained(model, tmp_path)
+    nothing = torch.full((24,), torch.nan)
+    trained.pairs = replace(trained.pairs, reference_margins=nothing)
+    point = trained.round(1)
+    assert (point.dropped, point.steps, point.pairs) == (3, 3, 0)
+    assert math.isnan(point.report().loss)
+
+
+def test_rates_rise_over_the_warm_up_and_fall_along_half_a_cosine() -> None:
+    def factors(**method: Any) -> list[float]:
+        settings = tiny_run(**method).method
+        return [
+            rate_factor(settings, rounds_done=done, num_rounds=10) for done in (0.5, 1, 2, 6, 10)
+        ]
+
+    assert factors() == [1, 1, 1, 1, 1]
+    assert factors(warmup_rounds=2) == [0.25, 0.5, 1, 1, 1]
+    assert factors(warmup_rounds=2, lr_schedule="cosine") == pytest.approx([0.25, 0.5, 1, 0.5, 0])
+    assert factors(warmup_rounds=20, lr_schedule="cosine")[-1] == 0.5
+
+
+def test_every_part_moves_by_its_rate_times_the_factor(model: Path, tmp_path: Path) -> None:
+    moved = {}
+    for schedule in ("constant", "cosine"):
+        trained = Trained(model, tmp_path, num=8, lr_schedule=schedule)
+        before = trained.private | {"lora": trained.shared[0]}
+        trained.round(3)
+        after = trained.private | {"lora": trained.shared[0]}
+        moved[schedule] = {name: after[name] - before[name] for name in before}
+    # One step in round 3 of 3: at 5/6 of the run. Adam's first step is the sign of the gradient.
+    factor = 0.5 * (1 + math.cos(math.pi * 5 / 6))
+    for name, constant in moved["constant"].items():
+        torch.testing.assert_close(
+            moved["cosine"][name], factor * constant, rtol=1e-2, atol=1e-5, msg=name
+        )
+
+
+@pytest.mark.parametrize("moments", ["8bit", "factored"])
+def test_lighter_moments_of_the_head_learn_as_well(
+    model: Path, tmp_path: Path, moments: Moments
+) -> None:
+    trained = Trained(model, tmp_path, num=64, local_epochs=3, head_moments=moments)
+    before = trained.private["head.weight"]
+    trained.round(1)
+    assert not torch.equal(trained.private["head.weight"], before)
+    assert trained.round(2).report().loss < 0.3
+    kept = trained.optimizer.moments(shared=False)
+    size = sum(part.nbytes for name, part in kept.items() if name.startswith("head."))
+    assert size < {"8bit": 0.4, "factored": 0.1}[moments] * 2 * before.nbytes
+
+
+def test_moments_of_another_kind_are_left_aside(model: Path, tmp_path: Path) -> None:
+    one = Trained(model, tmp_path)
+    other = Trained(model, tmp_path, head_moments="factored")
+    one.round(1)
+    other.optimizer.put_moments(one.optimizer.moments(shared=False))
+    names = {name.partition("/")[0] for name in other.optimizer.moments(shared=False)}
+    assert names == {"bottleneck.down", "bottleneck.up", "reward.v"}
+    other.round(2)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +290,7 @@ def test_what_is_learnt_holds_on_pairs_not_seen(
 ) -> None:
     trained = Trained(model, tmp_path, num=64, local_epochs=3, **method)
     trained.round(1)
-    assert trained.round(2).loss < 0.3
+    assert trained.round(2).report().loss < 0.3
     held_out = tiny_pairs(seed=5, num=40)
     pairs = tiny_pairset(trained.policy, held_out, tmp_path, key="held out")
     _, personal = evaluate(trained.policy, pairs, trained.method)
@@ -129,15 +309,26 @@ def test_one_pack_or_many_give_the_same_step(model: Path, tmp_path: Path) -> Non
 def test_a_steps_gradient_does_not_depend_on_how_its_pairs_are_packed(
     model: Path, tmp_path: Path
 ) -> None:
-    gradients = []
+    gradients: list[dict[str, Tensor]] = []
     for pack in (10_000, 100, 1):
         trained = Trained(model, tmp_path, num=8, pack=pack, max_grad_norm=1e6)
-        trained.round(1)
-        matrices = [*trained.policy.lora(), *trained.policy.private.parameters()]
-        gradients.append([matrix.grad for matrix in matrices if matrix.grad is not None])
-    assert len(gradients[0]) == len(trained.policy.lora()) + 4
+
+        def look(_: Point, trained: Trained = trained) -> None:
+            parts = trained.optimizer.named.items()
+            gradients.append({name: p.grad.clone() for name, p in parts if p.grad is not None})
+
+        trained.round(1, after_step=look)
+        assert gradients[-1].keys() == trained.optimizer.named.keys()
     for some in gradients[1:]:
         torch.testing.assert_close(some, gradients[0], rtol=1e-4, atol=1e-6)
+
+
+def test_layers_that_are_computed_twice_give_the_same_step(model: Path, tmp_path: Path) -> None:
+    once, twice = Trained(model, tmp_path), Trained(model, tmp_path)
+    assert checkpoint_layers(twice.policy.decoder._whole) == 4
+    once.round(1)
+    twice.round(1)
+    assert equal(once, twice)
 
 
 def test_private_then_shared_trains_lora_on_the_private_parts_as_they_ended(
@@ -154,15 +345,12 @@ def test_private_then_shared_trains_lora_on_the_private_parts_as_they_ended(
         }
         seen.append((moved, private))
 
-    train_round(
-        trained.policy, trained.pairs, trained.method, trained.optimizer,
-        seed=0, round_number=1, advance=look,
-    )  # fmt: skip
-    assert [moved for moved, _ in seen] == [False, False, True, True]
-    first, end_of_private, _, last = (private for _, private in seen)
+    trained.round(1, advance=look)
+    assert [moved for moved, _ in seen] == [False, False, False, True, True]
+    _, first, end_of_private, _, last = (private for _, private in seen)
     assert not torch.equal(first["reward.v"], end_of_private["reward.v"])
     assert all(torch.equal(last[name], end_of_private[name]) for name in last)
-    assert len(seen) * 8 == num_pair_visits(trained.method, 16)
+    assert num_pair_visits(trained.run, 16) == 8 * 4
 
 
 def test_a_schedule_without_anything_private_is_refused() -> None:

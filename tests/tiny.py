@@ -10,10 +10,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from fedpdpo.client.backbone import Backbone, load_backbone
-from fedpdpo.client.pairset import PairSet, prepare
+from fedpdpo.client.pairset import PairSet, keep_trunk, prepare
 from fedpdpo.client.policy import Policy
 from fedpdpo.client.preferences import Preference
+from fedpdpo.client.reference import ReferenceCache
 from fedpdpo.client.tokens import PairTokens, pair_tokens
+from fedpdpo.client.trunk import TrunkCache
 from fedpdpo.common.run import LoraSettings, MethodSettings, Run
 
 SPECIAL = ("<pad>", "<eos>", "<|im_start|>", "<|im_end|>")
@@ -94,7 +96,7 @@ def tiny_run(*, last_layers: int = 2, **method: Any) -> Run:
     """A run with a small LoRA and learning rates for so small a model."""
     rates = {"lora_lr": 1e-2, "head_lr": 1e-3, "bottleneck_lr": 1e-2, "reward_lr": 5e-2}
     settings = MethodSettings(**(rates | {"bottleneck": 8} | method))
-    lora = LoraSettings(rank=4, last_layers=last_layers)
+    lora = LoraSettings(rank=4, layers=f"last-{last_layers}" if last_layers else "all")
     return Run(run_id="0" * 32, model="tiny", lora=lora, method=settings, num_rounds=3, seed=0)
 
 
@@ -131,17 +133,23 @@ def tiny_pairset(
     pairs: list[PairTokens],
     folder: Path,
     *,
-    tokens_per_pack: int = 256,
-    trunk_cache_bytes: int = 2**20,
+    tokens_per_step: int = 256,
+    trunk_budget_bytes: int = 2**20,
     key: str = "key",
 ) -> PairSet:
-    """Prepare pairs with their reference file in a folder."""
-    return prepare(
-        policy,
-        pairs,
-        tokens_per_pack=tokens_per_pack,
-        trunk_cache_bytes=trunk_cache_bytes,
-        reference_file=folder / "reference.safetensors",
-        reference_key=key,
-        advance=lambda _: None,
-    )
+    """Prepare pairs with their files in a folder."""
+    trunk = None
+    if policy.has_trunk:
+        trunk = TrunkCache(
+            folder / f"trunk-{key}", key=key, hidden=policy.hidden_size, dtype=policy.dtype
+        )
+        keep_trunk(
+            policy,
+            pairs,
+            trunk,
+            tokens_per_step=tokens_per_step,
+            budget_bytes=trunk_budget_bytes,
+            advance=lambda _: None,
+        )
+    reference = ReferenceCache(folder / f"reference-{key}.safetensors", key=key)
+    return prepare(policy, pairs, tokens_per_step=tokens_per_step, reference=reference, trunk=trunk)

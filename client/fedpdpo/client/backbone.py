@@ -3,8 +3,9 @@
 import hashlib
 import json
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -22,11 +23,18 @@ class Backbone:
     tokenizer_fingerprint: str
 
 
-def load_backbone(name: str, *, device: torch.device, dtype: torch.dtype) -> Backbone:
+def load_backbone(
+    name: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantize: Literal["none", "4bit"] = "none",
+) -> Backbone:
     """Load a Hugging Face id, a local directory or a GGUF file, frozen, in evaluation mode.
 
-    Raises BadModel where it cannot be found or read, or its head is of a kind that the private
-    head cannot stand in for.
+    With `4bit` the linear layers but the head are kept as QLoRA's nf4 and computed in `dtype`; the
+    fingerprint is that of the weights before. Raises BadModel where it cannot be found or read, or
+    its head is of a kind that the private head cannot stand in for.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as transformers_logging
@@ -37,15 +45,39 @@ def load_backbone(name: str, *, device: torch.device, dtype: torch.dtype) -> Bac
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, **extra)
         model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **extra)
+        _refuse_unknown_heads(model, name)
+        weights = fingerprint(model)
+        if quantize == "4bit":
+            del model
+            config = _four_bits(dtype)
+            model = AutoModelForCausalLM.from_pretrained(
+                where, dtype=dtype, quantization_config=config, device_map={"": device}, **extra
+            )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise BadModel(
             f"cannot load the model {name}: {reason} "
             "(give a Hugging Face id, a folder saved by save_pretrained, or a GGUF file by --model)"
         ) from error
-    _refuse_unknown_heads(model, name)
-    model.requires_grad_(False).eval().to(device)
-    return Backbone(model, tokenizer, fingerprint(model), tokenizer_fingerprint(tokenizer))
+    model.requires_grad_(False).eval()
+    if quantize == "none":
+        model.to(device)
+    return Backbone(model, tokenizer, weights, tokenizer_fingerprint(tokenizer))
+
+
+def _four_bits(dtype: torch.dtype) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if find_spec("bitsandbytes") is None:
+        raise BadModel(
+            "--quantize 4bit needs bitsandbytes; install this package with its extra [quantized]"
+        )
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
 
 
 def _where(name: str) -> tuple[str, dict[str, str]]:
@@ -104,3 +136,12 @@ def device_of(name: str) -> torch.device:
         reason = str(error).partition("\n")[0]
         raise BadModel(f"the device {name} cannot be used: {reason}; try --device auto") from error
     return device
+
+
+def dtype_of(name: str, device: torch.device) -> torch.dtype:
+    """The precision that `auto`, `float32` or `bfloat16` means on a device."""
+    if name == "auto":
+        low = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if low else torch.float32
+    found: torch.dtype = getattr(torch, name)
+    return found

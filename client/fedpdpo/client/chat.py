@@ -37,6 +37,7 @@ class Speaker:
     def __init__(
         self, policy: Policy, tokenizer: Any, *, max_new_tokens: int, temperature: float
     ) -> None:
+        policy.decoder.restore()
         self._model = policy.peft_model
         self._tokenizer = tokenizer
         self._output = PersonalOutput(policy)

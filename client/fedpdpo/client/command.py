@@ -44,7 +44,7 @@ class ModelSettings(Settings):
     model_dir: Path = Field(description="folder written by fedpdpo export")
     model: str | None = Field(None, description="where the backbone lies, if it moved")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1 or mps")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the backbone")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of the backbone")
 
 
 class ChatSettings(ModelSettings):

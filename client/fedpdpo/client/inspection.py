@@ -3,17 +3,17 @@
 import tempfile
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from fedpdpo.client.backbone import device_of
+from fedpdpo.client.backbone import device_of, dtype_of
 from fedpdpo.client.chat import Speaker, Turn
 from fedpdpo.client.evaluation import evaluate
 from fedpdpo.client.objective import accuracy
 from fedpdpo.client.pairset import prepare
 from fedpdpo.client.personal import load
 from fedpdpo.client.preferences import read_preferences
+from fedpdpo.client.reference import ReferenceCache
 from fedpdpo.client.tokens import pair_tokens
 
 
@@ -32,7 +32,7 @@ def chat(
 ) -> None:
     """Answer one prompt, or converse until an empty line. Raises BadState or BadModel."""
     policy, backbone, _ = load(
-        model_dir, model=model, device=device_of(device), dtype=getattr(torch, dtype)
+        model_dir, model=model, device=device_of(device), dtype=dtype_of(dtype, device_of(device))
     )
     speaker = Speaker(
         policy, backbone.tokenizer, max_new_tokens=max_new_tokens, temperature=temperature
@@ -79,22 +79,15 @@ def evaluate_data(
     """
     loaded = read_preferences(data, skip_bad_records=skip_bad_records)
     policy, backbone, identity = load(
-        model_dir, model=model, device=device_of(device), dtype=getattr(torch, dtype)
+        model_dir, model=model, device=device_of(device), dtype=dtype_of(dtype, device_of(device))
     )
     pairs = [
         pair_tokens(one, backbone.tokenizer, max_tokens=max_tokens) for one in loaded.preferences
     ]
     policy.check(max(pairs, key=len))
     with tempfile.TemporaryDirectory() as folder, console.status(f"measuring {len(pairs)} pairs"):
-        prepared = prepare(
-            policy,
-            pairs,
-            tokens_per_pack=1024,
-            trunk_cache_bytes=2**31,
-            reference_file=Path(folder) / "reference.safetensors",
-            reference_key="",
-            advance=lambda _: None,
-        )
+        reference = ReferenceCache(Path(folder) / "reference.safetensors", key="")
+        prepared = prepare(policy, pairs, tokens_per_step=1024, reference=reference)
         shared, personal = evaluate(policy, prepared, identity.run.method)
     table = Table(title=f"{len(pairs)} pairs, {len(loaded.skipped)} records skipped")
     for column in ("model", "combined %", "implicit %", "explicit %", "margin", "loss"):

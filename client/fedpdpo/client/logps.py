@@ -1,40 +1,115 @@
-"""Log-probabilities of response tokens without ever holding all logits.
+"""Log-probabilities of response tokens; no tensor of states x vocabulary exists at any time.
 
-Shapes: N response tokens, H hidden size, V vocabulary, S responses.
+Shapes: U states, N response tokens, S responses, H hidden size, V vocabulary, R head rank.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
+from fedpdpo.client.packing import Pack
 from fedpdpo.client.private import PrivateHead
 
-_SLICE = 256
+#: Logits that exist at a time, and the narrowest slice of the vocabulary: on a CPU a slice of the
+#: head and its logits stay in the cache for both products.
+_LOGITS = {"cpu": 2**20}
+_LOGITS_ELSEWHERE = 2**26
+_LEAST_SLICE = 1024
 
 
-def response_logps(
-    z: Tensor, head: PrivateHead, targets: Tensor, owner: Tensor, *, num_responses: int
-) -> Tensor:
-    """Log pi(y|x): the sum over each response's tokens, in nats.
+def response_logps(z: Tensor, head: PrivateHead, pack: Pack) -> Tensor:
+    """Log pi(y|x) of a pack's responses: the sum over each one's tokens, in nats.
 
-    `z` (N, H) are the states that predict `targets` (N,); `owner` (N,) numbers their responses.
-    Gives (S,). The head is applied to slices of positions and again in the backward pass, so at
-    most slice x V logits exist at a time.
+    `z` (U, H) are the states that predict. Gives (S,).
     """
-    pieces = []
-    for start in range(0, len(targets), _SLICE):
-        piece = slice(start, start + _SLICE)
-        arguments: tuple[Any, ...] = (z[piece], head, targets[piece])
-        if torch.is_grad_enabled():
-            pieces.append(checkpoint(_token_logps, *arguments, use_reentrant=False))
-        else:
-            pieces.append(_token_logps(*arguments))
-    tokens = torch.cat(pieces)
-    return tokens.new_zeros(num_responses).index_add(0, owner, tokens)
+    tokens = _token_logps(z, head.weight, head.a, head.b, pack.state_of, pack.targets)
+    return tokens.new_zeros(len(pack.last)).index_add(0, pack.owner, tokens)
 
 
-def _token_logps(z: Tensor, head: PrivateHead, targets: Tensor) -> Tensor:
-    return -F.cross_entropy(head(z).float(), targets, reduction="none")
+class _TokenLogps(torch.autograd.Function):
+    """log softmax(W z)[target] with W = weight + b a, over slices of the vocabulary.
+
+    The softmax is accumulated slice by slice, and with it its product with W: that is the gradient
+    by z up to factors known only in the backward pass, so a frozen head needs no second pass. A
+    trained head goes over its slices again for its own gradient.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        z: Tensor,
+        weight: Tensor,
+        a: Tensor | None,
+        b: Tensor | None,
+        state_of: Tensor,
+        targets: Tensor,
+    ) -> Tensor:
+        z = z.contiguous()
+        low = None if a is None else z @ a.T
+        peak = z.new_full((len(z), 1), -torch.inf)
+        total = z.new_zeros(len(z), 1)
+        needs_mean = ctx.needs_input_grad[0]
+        mean = torch.zeros_like(z)
+        mean_low = None if low is None else torch.zeros_like(low)
+        for part in _slices(z, weight):
+            logits = _logits(z, weight, low, b, part)
+            higher = torch.maximum(peak, logits.amax(-1, keepdim=True))
+            shrink = (peak - higher).exp_()
+            shares = logits.sub_(higher).exp_()
+            total.mul_(shrink).add_(shares.sum(-1, keepdim=True))
+            if needs_mean:
+                mean.mul_(shrink).addmm_(shares, weight[part])
+                if b is not None and mean_low is not None:
+                    mean_low.mul_(shrink).addmm_(shares, b[part])
+            peak = higher
+        normaliser = (peak + total.log())[:, 0]
+        of_target = (z[state_of] * weight[targets]).sum(-1)
+        if low is not None and b is not None:
+            of_target += (low[state_of] * b[targets]).sum(-1)
+        mean.div_(total)
+        if mean_low is not None:
+            mean_low.div_(total)
+        ctx.save_for_backward(z, weight, a, b, state_of, targets, normaliser, mean, mean_low)
+        return of_target - normaliser[state_of]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (by_token,) = gradients
+        z, weight, a, b, state_of, targets, normaliser, mean, mean_low = ctx.saved_tensors
+        by_state = by_token.new_zeros(len(z)).index_add_(0, state_of, by_token)
+        by_z = by_weight = by_a = by_b = None
+        if ctx.needs_input_grad[0]:
+            by_z = torch.zeros_like(z).addcmul_(mean, by_state[:, None], value=-1)
+            by_z.index_add_(0, state_of, by_token[:, None] * weight[targets])
+        if a is not None and b is not None:
+            by_low = torch.zeros_like(mean_low).addcmul_(mean_low, by_state[:, None], value=-1)
+            by_low.index_add_(0, state_of, by_token[:, None] * b[targets])
+            by_a = by_low.T @ z
+            if by_z is not None:
+                by_z.addmm_(by_low, a)
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[3]:
+            low = None if a is None else z @ a.T
+            factor: Tensor = z if low is None or ctx.needs_input_grad[1] else low
+            gradient = torch.empty_like(weight if ctx.needs_input_grad[1] else b)
+            for part in _slices(z, weight):
+                shares = _logits(z, weight, low, b, part).sub_(normaliser[:, None]).exp_()
+                torch.mm(shares.T, factor * -by_state[:, None], out=gradient[part])
+            gradient.index_add_(0, targets, by_token[:, None] * factor[state_of])
+            by_weight, by_b = (gradient, None) if ctx.needs_input_grad[1] else (None, gradient)
+        return by_z, by_weight, by_a, by_b, None, None
+
+
+def _slices(z: Tensor, weight: Tensor) -> list[slice]:
+    most = _LOGITS.get(z.device.type, _LOGITS_ELSEWHERE)
+    width = max(_LEAST_SLICE, most // len(z))
+    return [slice(start, start + width) for start in range(0, len(weight), width)]
+
+
+def _logits(z: Tensor, weight: Tensor, low: Tensor | None, b: Tensor | None, part: slice) -> Tensor:
+    logits = z @ weight[part].T
+    return logits if low is None or b is None else logits.addmm_(low, b[part].T)
+
+
+_token_logps: Callable[..., Tensor] = _TokenLogps.apply

@@ -1,57 +1,137 @@
-"""The local optimizer: AdamW with a learning rate for each part, its private moments kept."""
+"""The local optimizer: AdamW without weight decay, with a learning rate for each part.
+
+The private head's moments are the client's largest state; they may be kept in 8 bits
+(bitsandbytes) or factored into rows and columns (Adafactor).
+"""
 
 from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from fedpdpo.client.policy import Policy
+from fedpdpo.common.errors import BadModel
 from fedpdpo.common.run import MethodSettings
 
-_STATE = ("step", "exp_avg", "exp_avg_sq")
+Moments = Literal["float32", "8bit", "factored"]
+
+_FUSED = ("cpu", "cuda", "mps")
 
 
-def optimizer_for(policy: Policy, method: MethodSettings) -> torch.optim.AdamW:
-    """AdamW without weight decay over everything that the method trains."""
-    private = policy.private
-    parts = [
-        (policy.lora(), method.lora_lr),
-        (private.head.parameters(), method.head_lr),
-        (private.bottleneck.parameters() if private.bottleneck else (), method.bottleneck_lr),
-        (private.reward.parameters() if private.reward else (), method.reward_lr),
-    ]
-    groups = [
-        {"params": trained, "lr": rate}
-        for parameters, rate in parts
-        if (trained := [parameter for parameter in parameters if parameter.requires_grad])
-    ]
-    return torch.optim.AdamW(groups, weight_decay=0.0)
+class LocalOptimizer:
+    """Everything that the method trains, by name: LoRA as `lora.N`, private parts as they are.
+
+    Raises BadModel for 8-bit moments where bitsandbytes is not installed.
+    """
+
+    def __init__(
+        self, policy: Policy, method: MethodSettings, *, head_moments: Moments = "float32"
+    ) -> None:
+        self.named: dict[str, Tensor] = {
+            f"lora.{number}": matrix for number, matrix in enumerate(policy.lora())
+        }
+        self.named |= {
+            name: part for name, part in policy.private.named_parameters() if part.requires_grad
+        }
+        rates = {
+            "lora": method.lora_lr,
+            "head": method.head_lr,
+            "bottleneck": method.bottleneck_lr,
+            "reward": method.reward_lr,
+        }
+        groups: dict[str, list[Tensor]] = {}
+        for name, parameter in self.named.items():
+            groups.setdefault(name.partition(".")[0], []).append(parameter)
+        head = groups.pop("head", []) if head_moments != "float32" else []
+        self._fused = policy.device.type in _FUSED
+        self._optimizers: list[Any] = [
+            torch.optim.AdamW(
+                [{"params": parts, "lr": rates[part]} for part, parts in groups.items()],
+                weight_decay=0.0,
+                fused=self._fused,
+            )
+        ]
+        if head:
+            self._optimizers.append(_light(head, rates["head"], head_moments))
+        self._rates = [
+            [group["lr"] for group in optimizer.param_groups] for optimizer in self._optimizers
+        ]
+
+    def zero(self) -> None:
+        """Drop all gradients."""
+        for optimizer in self._optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def step(self, *, rate_factor: float = 1.0) -> None:
+        """Move by the gradients, at the method's rates times a factor."""
+        for optimizer, rates in zip(self._optimizers, self._rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * rate_factor
+            optimizer.step()
+
+    def clip(self, most: float) -> float:
+        """Scale all gradients together to a norm of at most `most`; gives the norm before."""
+        gradients = [part for part in self.named.values() if part.grad is not None]
+        return float(torch.nn.utils.clip_grad_norm_(gradients, most))
+
+    def forget_shared(self) -> None:
+        """Drop the moments of LoRA: a round begins from an average that they do not belong to."""
+        for name, parameter in self.named.items():
+            if name.startswith("lora."):
+                self._optimizer_of(parameter).state.pop(parameter, None)
+
+    def moments(self, *, shared: bool) -> dict[str, Tensor]:
+        """The moments by `name/moment`, on the CPU: of LoRA, or of the private parts."""
+        return {
+            f"{name}/{key}": torch.as_tensor(value).detach().cpu().contiguous()
+            for name, parameter in self.named.items()
+            if name.startswith("lora.") == shared
+            for key, value in self._optimizer_of(parameter).state.get(parameter, {}).items()
+        }
+
+    def put_moments(self, moments: Mapping[str, Tensor]) -> None:
+        """Set what `moments` gave, save moments of another kind than this optimizer keeps."""
+        found: dict[str, dict[str, Tensor]] = {}
+        for name, value in moments.items():
+            part, _, key = name.partition("/")
+            found.setdefault(part, {})[key] = value
+        for part, values in found.items():
+            parameter = self.named[part]
+            optimizer = self._optimizer_of(parameter)
+            if isinstance(optimizer, torch.optim.AdamW) == ("exp_avg_sq" in values):
+                optimizer.state[parameter] = {
+                    key: self._restored(key, value, parameter) for key, value in values.items()
+                }
+
+    def _restored(self, key: str, value: Tensor, parameter: Tensor) -> Tensor | int:
+        if value.dtype == torch.int64:
+            return int(value)
+        return value.to(parameter.device if key != "step" or self._fused else "cpu").clone()
+
+    def _optimizer_of(self, parameter: Tensor) -> Any:
+        for optimizer in self._optimizers:
+            if any(other is parameter for group in optimizer.param_groups
+                   for other in group["params"]):  # fmt: skip
+                return optimizer
+        raise KeyError("this parameter is not trained")
 
 
-def forget_shared(optimizer: torch.optim.AdamW, policy: Policy) -> None:
-    """Drop the moments of LoRA: each round begins from an average that they do not belong to."""
-    for parameter in policy.lora():
-        optimizer.state.pop(parameter, None)
+def _light(parameters: list[Tensor], rate: float, moments: Moments) -> Any:
+    if moments == "factored":
+        from transformers.optimization import Adafactor
 
-
-def private_moments(optimizer: torch.optim.AdamW, policy: Policy) -> dict[str, Tensor]:
-    """The moments of the private parts, by `part.parameter/moment`, on the CPU."""
-    moments = {}
-    for name, parameter in policy.private.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            moments[f"{name}/{key}"] = torch.as_tensor(value).detach().cpu()
-    return moments
-
-
-def put_private_moments(
-    optimizer: torch.optim.AdamW, policy: Policy, moments: Mapping[str, Tensor]
-) -> None:
-    """Set what `private_moments` gave. Raises KeyError where a moment is missing."""
-    for name, parameter in policy.private.named_parameters():
-        if f"{name}/step" in moments:
-            optimizer.state[parameter] = {
-                key: moments[f"{name}/{key}"]
-                .to("cpu" if key == "step" else parameter.device)
-                .clone()
-                for key in _STATE
-            }
+        return Adafactor(
+            parameters,
+            lr=rate,
+            scale_parameter=False,
+            relative_step=False,
+            warmup_init=False,
+        )
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise BadModel(
+            "--head-moments 8bit needs bitsandbytes: install this package's extra [quantized]"
+        ) from error
+    return AdamW8bit(parameters, lr=rate, weight_decay=0.0)

@@ -1,119 +1,256 @@
-"""Pairs as sequences: the prompt once, two responses that do not see each other, no padding.
+"""Pairs as a forest of tokens: what several answers begin with is computed once, nothing is padded.
 
-Shapes: P pairs in a pack, T tokens in it, N response tokens in it (both responses of all pairs).
-A pair lies in its pack as [prompt | chosen | rejected]; rejected does not see chosen and restarts
-its positions at the prompt's end, so each response is computed as if it stood alone.
+Shapes: P pairs in a pack, S = 2 P responses, T tokens in it, N response tokens, U states that
+predict them. A pack is a prefix tree: two responses share the tokens up to where they part, be it
+the prompt of one pair, the equal beginnings of its answers, or an instruction that all prompts open
+with. A token sees its ancestors only and has its depth as position, so each response is computed as
+if it stood alone.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from fedpdpo.client.tokens import PairTokens
 
-_PROMPT, _CHOSEN, _REJECTED = 0, 1, 2
+#: Rows of an attention block have at least this share of its longest row's queries and keys.
+_EVEN = 0.7
+
+
+@dataclass(frozen=True)
+class Block:
+    """Responses of about the same lengths as rows for attention.
+
+    A response brings as queries the tokens that no response before it has, which are its last, and
+    as keys its whole path. queries: (B, Q), keys: (B, K), the tokens' places in the pack; mask:
+    (B, 1, Q, K), True where a query sees a key; apart: (B, 1, Q, K), how many positions lie between
+    them. Where a row ends early, its first token stands again: no query sees it as a key, and what
+    it gives as a query is not read.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    mask: Tensor
+    apart: Tensor
 
 
 @dataclass(frozen=True)
 class Pack:
     """Several pairs in one sequence.
 
-    token_ids, positions: (T,). pair, branch: (T,), which pair and which part a token belongs to.
-    predicting: (N,), where in the sequence the hidden state lies that predicts a response token;
-    targets: (N,), that token; owner: (N,), its response, 2 p for chosen and 2 p + 1 for rejected.
-    last: (2 P,), where the final token of each response lies. indices: (P,), the pairs' numbers.
+    token_ids, positions: (T,). For each of S responses, chosen and rejected in turn: paths, where
+    the tokens of its prompt and itself lie; begins, how many of these an earlier response has made.
+    states: (U,), where the hidden states lie that predict response tokens. For each of N response
+    tokens: state_of (N,), which of these predicts it; targets (N,), its id; owner (N,), its
+    response. last: (S,), where the final token of each response lies. indices: the pairs' numbers.
     """
 
     token_ids: Tensor
     positions: Tensor
-    pair: Tensor
-    branch: Tensor
-    predicting: Tensor
+    paths: tuple[tuple[int, ...], ...]
+    begins: tuple[int, ...]
+    states: Tensor
+    state_of: Tensor
     targets: Tensor
     owner: Tensor
     last: Tensor
     indices: tuple[int, ...]
 
-    @property
+    @cached_property
+    def rows(self) -> tuple[Tensor, ...]:
+        """For each pair, where its own tokens lie: [prompt | chosen | rejected], each once."""
+        return tuple(
+            torch.tensor([*chosen, *rejected[_common(chosen, rejected) :]])
+            for chosen, rejected in zip(self.paths[0::2], self.paths[1::2], strict=True)
+        )
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """The responses as rows for attention, in blocks of similar lengths."""
+        rows = [row for row in zip(self.paths, self.begins, strict=True) if row[1] < len(row[0])]
+        rows.sort(key=lambda row: row[1] - len(row[0]))
+        groups: list[list[tuple[tuple[int, ...], int]]] = []
+        for path, begin in rows:
+            for group in groups:
+                longest, first = group[0]
+                ratio = len(path) / len(longest)
+                even = len(path) - begin >= _EVEN * (len(longest) - first)
+                if even and _EVEN <= ratio <= 1 / _EVEN:
+                    group.append((path, begin))
+                    break
+            else:
+                groups.append([(path, begin)])
+        return tuple(self._block(group) for group in groups)
+
+    def _block(self, rows: Sequence[tuple[tuple[int, ...], int]]) -> Block:
+        queries = _padded([path[begin:] for path, begin in rows])
+        keys = _padded([path for path, _ in rows])
+        lengths = torch.tensor([len(path) for path, _ in rows])
+        begins = torch.tensor([begin for _, begin in rows])
+        order = torch.arange(keys.shape[1])
+        asks = begins[:, None] + torch.arange(queries.shape[1])
+        asks = torch.where(asks < lengths[:, None], asks, 0)
+        apart = (asks[:, :, None] - order)[:, None]
+        device = self.token_ids.device
+        return Block(*(part.to(device) for part in (queries, keys, apart >= 0, apart)))
+
+    @cached_property
+    def asked(self) -> Tensor:
+        """The blocks' queries, laid end to end."""
+        return torch.cat([block.queries.flatten() for block in self.blocks])
+
+    @cached_property
+    def answers(self) -> Tensor:
+        """Where each token lies first among the queries laid end to end: (T,)."""
+        return _first_places(self.asked, len(self.token_ids))
+
+    @cached_property
+    def seen(self) -> Tensor:
+        """The blocks' keys, laid end to end."""
+        return torch.cat([block.keys.flatten() for block in self.blocks])
+
+    @cached_property
+    def places(self) -> Tensor:
+        """Where each token lies first among the keys laid end to end: (T,)."""
+        return _first_places(self.seen, len(self.token_ids))
+
+    @cached_property
+    def repeats(self) -> Tensor:
+        """Which of the keys laid end to end are a token's second or later copy: (D,)."""
+        first = torch.zeros_like(self.seen, dtype=torch.bool)
+        first[self.places] = True
+        return (~first).nonzero()[:, 0]
+
+    @cached_property
     def mask(self) -> Tensor:
         """Which token may see which: (1, 1, T, T), True where row i sees column j."""
-        order = torch.arange(len(self.token_ids), device=self.token_ids.device)
-        same_pair = self.pair[:, None] == self.pair[None, :]
-        visible = (self.branch[None, :] == _PROMPT) | (self.branch[:, None] == self.branch[None, :])
-        return (same_pair & visible & (order[:, None] >= order[None, :]))[None, None]
-
-    @property
-    def in_response(self) -> Tensor:
-        """Which tokens are those of a response: (T,)."""
-        return self.branch != _PROMPT
-
-    @property
-    def in_rejected(self) -> Tensor:
-        """Which tokens are those of a rejected response: (T,)."""
-        return self.branch == _REJECTED
-
-    def with_other_chosen(self) -> "Pack":
-        """The same pack with other tokens as chosen; no prompt and no rejected may feel it."""
-        other = torch.where(self.branch == _CHOSEN, self.token_ids[0], self.token_ids)
-        return replace(self, token_ids=other)
+        sees = torch.zeros(2 * (len(self.token_ids),), dtype=torch.bool)
+        for path in self.paths:
+            places = torch.tensor(path)
+            sees[places[:, None], places[None, :]] |= places[:, None] >= places[None, :]
+        return sees[None, None].to(self.token_ids.device)
 
 
 def pack(pairs: Sequence[PairTokens], indices: Sequence[int], *, device: torch.device) -> Pack:
-    """Lay the pairs with these numbers one after another."""
-    token_ids: list[int] = []
-    positions: list[int] = []
-    pair_of: list[int] = []
-    branch_of: list[int] = []
-    predicting: list[int] = []
+    """Lay the pairs with these numbers into one forest."""
+    forest = _Forest()
+    paths: list[tuple[int, ...]] = []
+    begins: list[int] = []
+    states: dict[int, int] = {}
+    state_of: list[int] = []
     targets: list[int] = []
     owner: list[int] = []
-    last: list[int] = []
-    for number, index in enumerate(indices):
+    for index in indices:
         tokens = pairs[index]
-        prompt_end = len(token_ids) + len(tokens.prompt) - 1
-        for branch, ids, start in (
-            (_PROMPT, tokens.prompt, 0),
-            (_CHOSEN, tokens.chosen, len(tokens.prompt)),
-            (_REJECTED, tokens.rejected, len(tokens.prompt)),
-        ):
-            first = len(token_ids)
-            if branch != _PROMPT:
-                predicting += [prompt_end, *range(first, first + len(ids) - 1)]
-                targets += ids
-                owner += [2 * number + branch - _CHOSEN] * len(ids)
-                last.append(first + len(ids) - 1)
-            token_ids += ids
-            positions += range(start, start + len(ids))
-            pair_of += [number] * len(ids)
-            branch_of += [branch] * len(ids)
+        for response in (tokens.chosen, tokens.rejected):
+            begins.append(forest.known((*tokens.prompt, *response)))
+            path = forest.add((*tokens.prompt, *response))
+            state_of += [
+                states.setdefault(place, len(states)) for place in path[len(tokens.prompt) - 1 : -1]
+            ]
+            targets += response
+            owner += [len(paths)] * len(response)
+            paths.append(path)
     return Pack(
-        token_ids=torch.tensor(token_ids, device=device),
-        positions=torch.tensor(positions, device=device),
-        pair=torch.tensor(pair_of, device=device),
-        branch=torch.tensor(branch_of, device=device),
-        predicting=torch.tensor(predicting, device=device),
+        token_ids=torch.tensor(forest.token_ids, device=device),
+        positions=torch.tensor(forest.positions, device=device),
+        paths=tuple(paths),
+        begins=tuple(begins),
+        states=torch.tensor(list(states), device=device),
+        state_of=torch.tensor(state_of, device=device),
         targets=torch.tensor(targets, device=device),
         owner=torch.tensor(owner, device=device),
-        last=torch.tensor(last, device=device),
+        last=torch.tensor([path[-1] for path in paths], device=device),
         indices=tuple(indices),
     )
 
 
 def grouped(
-    pairs: Sequence[PairTokens], indices: Sequence[int], *, tokens_per_pack: int
+    pairs: Sequence[PairTokens], indices: Sequence[int], *, tokens_per_step: int
 ) -> list[list[int]]:
-    """Divide pairs, in their order, into groups of at most `tokens_per_pack` tokens.
+    """Divide pairs, in their order, into groups whose packs have at most `tokens_per_step` tokens.
 
     A pair that is longer on its own makes a group of its own.
     """
     groups: list[list[int]] = []
-    room = 0
+    forest = _Forest()
     for index in indices:
-        if not groups or len(pairs[index]) > room:
+        tokens = pairs[index]
+        if not groups or len(forest.token_ids) + forest.new(tokens) > tokens_per_step:
             groups.append([])
-            room = tokens_per_pack
+            forest = _Forest()
         groups[-1].append(index)
-        room -= len(pairs[index])
+        forest.add((*tokens.prompt, *tokens.chosen))
+        forest.add((*tokens.prompt, *tokens.rejected))
     return groups
+
+
+def num_tokens(pairs: Sequence[PairTokens]) -> int:
+    """How many tokens the pack of these pairs has."""
+    forest = _Forest()
+    for tokens in pairs:
+        forest.add((*tokens.prompt, *tokens.chosen))
+        forest.add((*tokens.prompt, *tokens.rejected))
+    return len(forest.token_ids)
+
+
+class _Forest:
+    """A prefix tree of token ids; a token is known by its place, parents before children."""
+
+    def __init__(self) -> None:
+        self.token_ids: list[int] = []
+        self.positions: list[int] = []
+        self._children: dict[tuple[int, int], int] = {}
+
+    def add(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """Places of the tokens of a sequence; those that are not there yet are made."""
+        path = []
+        place = -1
+        for depth, token in enumerate(ids):
+            child = self._children.setdefault((place, token), len(self.token_ids))
+            if child == len(self.token_ids):
+                self.token_ids.append(token)
+                self.positions.append(depth)
+            place = child
+            path.append(place)
+        return tuple(path)
+
+    def new(self, tokens: PairTokens) -> int:
+        """How many tokens a pair would add."""
+        chosen = (*tokens.prompt, *tokens.chosen)
+        rejected = (*tokens.prompt, *tokens.rejected)
+        alike = max(self.known(rejected), _common(chosen, rejected))
+        return len(chosen) - self.known(chosen) + len(rejected) - alike
+
+    def known(self, ids: Sequence[int]) -> int:
+        """How many tokens of a sequence are there already."""
+        place = -1
+        for depth, token in enumerate(ids):
+            child = self._children.get((place, token))
+            if child is None:
+                return depth
+            place = child
+        return len(ids)
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
+    """Rows of the same length, the shorter ones ending in their first item again and again."""
+    longest = max(len(row) for row in rows)
+    return torch.tensor([[*row, *[row[0]] * (longest - len(row))] for row in rows])
+
+
+def _first_places(places: Tensor, num_tokens: int) -> Tensor:
+    order = torch.arange(len(places), device=places.device)
+    found = places.new_full((num_tokens,), len(places))
+    return found.scatter_reduce_(0, places, order, "amin")
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many items two sequences begin with alike."""
+    for depth, (left, right) in enumerate(zip(one, other, strict=False)):
+        if left != right:
+            return depth
+    return min(len(one), len(other))

@@ -4,120 +4,118 @@ Shapes: P pairs, T tokens of a pack, H hidden size.
 """
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fedpdpo.client.packing import Pack, grouped, pack
 from fedpdpo.client.policy import Policy
+from fedpdpo.client.reference import ReferenceCache
 from fedpdpo.client.tokens import PairTokens
-from fedpdpo.common.files import whole_file
+from fedpdpo.client.trunk import TrunkCache
 from fedpdpo.common.log import fields
 
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int], None]
 
+_SAVE_EVERY_S = 60.0
 
-@dataclass
+
+@dataclass(frozen=True)
 class PairSet:
     """Pairs with what never changes about them.
 
     reference_margins: (P,), log pi_ref(chosen) - log pi_ref(rejected) in nats, on the CPU.
-    entering: by pair, (T, H), the trunk's hidden states on the CPU; empty where not kept.
+    trunk: the trunk's states of those pairs that fit into its budget.
     """
 
     pairs: Sequence[PairTokens]
     reference_margins: Tensor
-    tokens_per_pack: int
-    entering: list[Tensor] = field(default_factory=list)
+    tokens_per_step: int
+    trunk: TrunkCache | None = None
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    @property
-    def kept_bytes(self) -> int:
-        """Memory that the trunk's states take."""
-        return sum(part.numel() * part.element_size() for part in self.entering)
-
     def packs(
         self, indices: Sequence[int], *, device: torch.device
-    ) -> list[tuple[Pack, Tensor | None]]:
+    ) -> Iterator[tuple[Pack, Tensor | None]]:
         """The pairs with these numbers in packs, with the trunk's states where they are kept."""
-        groups = grouped(self.pairs, indices, tokens_per_pack=self.tokens_per_pack)
-        return [(pack(self.pairs, group, device=device), self._entering(group, device))
-                for group in groups]  # fmt: skip
+        kept = [index for index in indices if self._entering(index) is not None]
+        others = [index for index in indices if self._entering(index) is None]
+        for some in (kept, others):
+            for group in grouped(self.pairs, some, tokens_per_step=self.tokens_per_step):
+                batch = pack(self.pairs, group, device=device)
+                yield batch, self._joined(batch) if some is kept else None
 
-    def _entering(self, group: Sequence[int], device: torch.device) -> Tensor | None:
-        if not self.entering:
-            return None
-        return torch.cat([self.entering[index] for index in group]).to(device)
+    def _entering(self, index: int) -> Tensor | None:
+        return None if self.trunk is None else self.trunk.get(self.pairs[index])
+
+    def _joined(self, batch: Pack) -> Tensor:
+        parts = [self._entering(index) for index in batch.indices]
+        kept = [part for part in parts if part is not None]
+        states = kept[0].new_empty(len(batch.token_ids), kept[0].shape[1])
+        for rows, part in zip(batch.rows, kept, strict=True):
+            states[rows] = part
+        return states.to(batch.token_ids.device)
+
+
+def keep_trunk(
+    policy: Policy,
+    pairs: Sequence[PairTokens],
+    trunk: TrunkCache,
+    *,
+    tokens_per_step: int,
+    budget_bytes: int,
+    advance: Progress,
+) -> None:
+    """Run the frozen trunk over the pairs that fit into the budget and are not kept yet.
+
+    `advance` is called with the number of pairs done. Raises StorageFull.
+    """
+
+    def compute(numbers: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        for group in grouped(pairs, numbers, tokens_per_step=tokens_per_step):
+            batch = pack(pairs, group, device=policy.device)
+            states = policy.entering(batch).cpu()
+            for index, rows in zip(group, batch.rows, strict=True):
+                yield index, states[rows]
+            advance(len(group))
+
+    trunk.keep(pairs, budget_bytes=budget_bytes, compute=compute)
 
 
 def prepare(
     policy: Policy,
     pairs: Sequence[PairTokens],
     *,
-    tokens_per_pack: int,
-    trunk_cache_bytes: int,
-    reference_file: Path,
-    reference_key: str,
-    advance: Progress,
+    tokens_per_step: int,
+    reference: ReferenceCache,
+    trunk: TrunkCache | None = None,
+    advance: Progress = lambda _: None,
 ) -> PairSet:
-    """Run the frozen trunk and the reference once over the pairs.
+    """Score with the reference those pairs that it has not scored yet.
 
-    The trunk's states are kept in memory where they fit into `trunk_cache_bytes`, and computed
-    anew in every pass where they do not. The reference margins are kept in `reference_file` and
-    taken from there when its key is `reference_key`, which must name everything that they depend
-    on. `advance` is called with the number of pairs done. Raises StorageFull.
+    `advance` is called with the number of pairs done. Raises StorageFull.
     """
-    known = _read_margins(reference_file, reference_key, len(pairs))
-    keeps = policy.decoder.num_trunk_layers > 0 and _bytes(policy, pairs) <= trunk_cache_bytes
-    entering: list[Tensor] = [torch.empty(0)] * len(pairs) if keeps else []
-    margins = torch.zeros(len(pairs)) if known is None else known
-    for group in grouped(pairs, range(len(pairs)), tokens_per_pack=tokens_per_pack):
-        if known is not None and not keeps:
-            break
-        batch = pack(pairs, group, device=policy.device)
-        states = policy.entering(batch)
-        if keeps and states is not None:
-            parts = torch.split(states.cpu(), [len(pairs[index]) for index in group])
-            for index, part in zip(group, parts, strict=True):
-                entering[index] = part.clone()
-        if known is None:
-            scores = policy.reference_scores(batch, states)
-            margins[group] = (scores.chosen_logps - scores.rejected_logps).cpu()
-        advance(len(group))
-    if known is None:
-        with whole_file(reference_file) as partial:
-            save_file({"margins": margins}, partial, metadata={"key": reference_key})
-    prepared = PairSet(pairs, margins, tokens_per_pack, entering)
-    log.info(fields("prepared", pairs=len(pairs), reference_known=known is not None,
-                    trunk_cache_mib=prepared.kept_bytes / 2**20))  # fmt: skip
-    return prepared
-
-
-def _bytes(policy: Policy, pairs: Sequence[PairTokens]) -> int:
-    hidden = policy.peft_model.config.get_text_config().hidden_size
-    size = torch.empty((), dtype=policy.dtype).element_size()
-    return int(sum(len(pair) for pair in pairs) * hidden * size)
-
-
-def _read_margins(path: Path, key: str, num_pairs: int) -> Tensor | None:
-    if not path.exists():
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("key") != key:
-                return None
-            margins: Tensor = file.get_tensor("margins")
-    except SafetensorError as error:
-        log.warning(fields("reference_unreadable", file=path, error=error))
-        return None
-    whole = margins.shape == (num_pairs,) and bool(torch.isfinite(margins).all())
-    return margins if whole else None
+    unknown = [number for number, pair in enumerate(pairs) if not reference.known(pair)]
+    advance(len(pairs) - len(unknown))
+    prepared = PairSet(pairs, torch.zeros(0), tokens_per_step, trunk)
+    saved = time.monotonic()
+    for batch, entering in prepared.packs(unknown, device=policy.device):
+        scores = policy.reference_scores(batch, entering)
+        found = zip(scores.chosen_logps.tolist(), scores.rejected_logps.tolist(), strict=True)
+        for index, (chosen, rejected) in zip(batch.indices, found, strict=True):
+            reference.put(pairs[index], chosen=chosen, rejected=rejected)
+        if time.monotonic() - saved > _SAVE_EVERY_S:
+            reference.save()
+            saved = time.monotonic()
+        advance(len(batch.indices))
+    if unknown:
+        reference.save()
+    log.info(fields("prepared", pairs=len(pairs), newly_scored=len(unknown)))
+    return replace(prepared, reference_margins=reference.margins(pairs))

@@ -5,13 +5,15 @@ of docs/method.md.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from fedpdpo.client.backbone import Backbone
-from fedpdpo.client.layers import SplitDecoder, can_split
+from fedpdpo.client.layers import PATHS, SplitDecoder, can_split, checkpoint_layers
+from fedpdpo.client.lean import make_lean
 from fedpdpo.client.logps import response_logps
 from fedpdpo.client.lora import lora_parameters, with_lora
 from fedpdpo.client.objective import PairScores
@@ -34,7 +36,14 @@ _LOW_PRECISION_TOLERANCE = (5e-2, 1e-2)
 class Policy:
     """Backbone, LoRA and private parts as one model that scores packs of pairs."""
 
-    def __init__(self, backbone: Backbone, run: Run, *, private_seed: int) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        run: Run,
+        *,
+        private_seed: int,
+        checkpoint_activations: bool = False,
+    ) -> None:
         model = backbone.model
         head = model.get_output_embeddings().weight
         self.device = head.device
@@ -45,7 +54,10 @@ class Policy:
             self.pretrained = self.private.head
         self.trains_whole_head = run.method.head == "full"
         self.peft_model = with_lora(model, run.lora)
+        make_lean(self.peft_model)
         decoder = model.get_decoder()
+        if checkpoint_activations and not checkpoint_layers(decoder):
+            raise BadModel("this model's layers cannot be checkpointed; leave that setting out")
         num_layers = model.config.get_text_config().num_hidden_layers
         trunk = max(0, num_layers - run.lora.last_layers) if run.lora.last_layers else 0
         self.decoder = SplitDecoder(decoder, num_trunk_layers=trunk if can_split(decoder) else 0)
@@ -54,20 +66,31 @@ class Policy:
         """The shared parameters."""
         return lora_parameters(self.peft_model)
 
-    def entering(self, batch: Pack) -> Tensor | None:
-        """What the frozen trunk makes of a pack, (T, H); None where there is no trunk."""
-        return self.decoder.trunk(batch) if self.decoder.num_trunk_layers else None
+    @property
+    def hidden_size(self) -> int:
+        """Width H of the hidden states."""
+        return int(self.peft_model.config.get_text_config().hidden_size)
+
+    @property
+    def has_trunk(self) -> bool:
+        """Whether the lowest layers never change."""
+        return self.decoder.num_trunk_layers > 0
+
+    def entering(self, batch: Pack) -> Tensor:
+        """What the frozen trunk makes of a pack, (T, H); only for a policy that has one."""
+        return self.decoder.trunk(batch)
 
     def hidden(self, batch: Pack, entering: Tensor | None = None) -> Tensor:
         """Features h of a pack's tokens with the present LoRA [1], (T, H) in float32.
 
         `entering` are the trunk's hidden states (T, H), where they are known.
         """
-        if entering is None:
-            entering = self.entering(batch)
-        if entering is None:
-            return self.decoder.whole(batch).float()
-        return self.decoder.upper(batch, entering.to(self.dtype)).float()
+        low = self.dtype == torch.bfloat16
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
+            if not self.has_trunk:
+                return self.decoder.whole(batch).float()
+            states = self.entering(batch) if entering is None else entering.to(self.dtype)
+            return self.decoder.upper(batch, states).float()
 
     def scores(self, batch: Pack, h: Tensor, *, personalized: bool = True) -> PairScores:
         """Log-probabilities and explicit rewards of a pack's pairs from their features (T, H).
@@ -77,9 +100,7 @@ class Policy:
         """
         z = self.private.features(h) if personalized else h
         head = self.private.head if personalized else self.pretrained
-        logps = response_logps(
-            z[batch.predicting], head, batch.targets, batch.owner, num_responses=len(batch.last)
-        )
+        logps = response_logps(z[batch.states], head, batch)
         last = z[batch.last]
         rewards = self.private.rewards(last) if personalized else last.new_zeros(len(last))
         return PairScores(logps[0::2], logps[1::2], rewards[0::2], rewards[1::2])
@@ -90,43 +111,50 @@ class Policy:
             return self.scores(batch, self.hidden(batch, entering), personalized=False)
 
     def check(self, pair: PairTokens) -> None:
-        """Check on one pair that packing gives what the model's own plain pass gives.
+        """Find on one pair the fastest path that gives what the model's own plain pass gives.
 
-        Gives up the trunk where only the split is at fault. Raises BadModel where this model
-        cannot take packed pairs.
+        Raises BadModel where there is none.
         """
-        batch = pack([pair], [0], device=self.device)
-        most_off, most_leak = _TOLERANCE.get(self.dtype, _LOW_PRECISION_TOLERANCE)
+        swapped = replace(pair, chosen=tuple(pair.prompt[0] for _ in pair.chosen))
+        trunks = sorted({self.decoder.num_trunk_layers, 0}, reverse=True)
+        reasons = []
         with torch.no_grad(), self.peft_model.disable_adapter():
-            plain = self._plain_hidden(pair)
-            for attempt in self._attempts():
-                attempt()
-                h, other = self.hidden(batch), self.hidden(batch.with_other_chosen())
-                off = float(_shares(h[batch.in_response], plain).mean())
-                leak = float(_shares(other[batch.in_rejected], h[batch.in_rejected]).max())
-                if off <= most_off and leak <= most_leak:
-                    kind = f"{self.decoder.num_trunk_layers} frozen trunk layers"
-                    log.info(fields("engine", packing="shared prefix", trunk=kind, off=off))
-                    return
-        raise BadModel(
-            f"packed pairs give hidden states {100 * off:.3g} % off this model's plain ones, and a "
-            f"chosen response moves the rejected one's by {100 * leak:.3g} %; its layers do not "
-            "take the mask, or its attention window is shorter than the pairs, so it cannot be "
-            "trained here"
-        )
+            alone = [self._alone(pair.prompt, one) for one in (pair.chosen, pair.rejected)]
+            for path in PATHS:
+                for trunk in trunks if path != "plain" else [0]:
+                    self.decoder.path, self.decoder.num_trunk_layers = path, trunk
+                    reason = self._wrong(pair, swapped, alone)
+                    if not reason:
+                        log.info(fields("engine", path=path, trunk_layers=trunk, dtype=self.dtype))
+                        return
+                    log.debug(fields("path_refused", path=path, trunk_layers=trunk, reason=reason))
+                    reasons.append(f"{path}: {reason}")
+        raise BadModel(f"no way of computing pairs gives this model's own states ({reasons[-1]})")
 
-    def _attempts(self) -> list[Callable[[], None]]:
-        def give_up_trunk() -> None:
-            self.decoder.num_trunk_layers = 0
+    def _wrong(self, pair: PairTokens, swapped: PairTokens, alone: Sequence[Tensor]) -> str:
+        """What is wrong with the present path; empty where nothing is."""
+        most_off, most_leak = _TOLERANCE.get(self.dtype, _LOW_PRECISION_TOLERANCE)
+        try:
+            chosen, rejected = self._of_responses(pair)
+            _, other = self._of_responses(swapped)
+        except (NotImplementedError, TypeError, ValueError, IndexError, AttributeError) as error:
+            return f"{type(error).__name__}: {error}"
+        off = float(_shares(torch.cat([chosen, rejected]), torch.cat(list(alone))).mean())
+        leak = float(_shares(other, rejected).max())
+        if off > most_off:
+            return f"its hidden states are {100 * off:.3g} % off"
+        if leak > most_leak:
+            return f"a chosen response moves the rejected one's states by {100 * leak:.3g} %"
+        return ""
 
-        return [lambda: None, give_up_trunk] if self.decoder.num_trunk_layers else [lambda: None]
+    def _of_responses(self, pair: PairTokens) -> list[Tensor]:
+        batch = pack([pair], [0], device=self.device)
+        h = self.hidden(batch)
+        return [h[list(path[len(pair.prompt) :])] for path in batch.paths]
 
-    def _plain_hidden(self, pair: PairTokens) -> Tensor:
-        parts = []
-        for response in (pair.chosen, pair.rejected):
-            ids = torch.tensor([*pair.prompt, *response], device=self.device)
-            parts.append(self.decoder.plain(ids).float()[len(pair.prompt) :])
-        return torch.cat(parts)
+    def _alone(self, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
+        ids = torch.tensor([*prompt, *response], device=self.device)
+        return self.decoder.alone(ids).float()[len(prompt) :]
 
 
 def _shares(h: Tensor, expected: Tensor) -> Tensor:

@@ -35,18 +35,38 @@ class ClientSettings(DaemonSettings):
         description="where the run's backbone lies here: a Hugging Face id, a folder, a GGUF file",
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1 or mps")
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of the frozen backbone: float32 or bfloat16"
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="of the frozen backbone and its products; auto is bfloat16 on a GPU that has "
+        "it, else float32",
     )
-    threads: int = Field(0, ge=0, description="CPU threads; 0 means all cores")
+    quantize: Literal["none", "4bit"] = Field(
+        "none", description="keep the backbone in 4 bits (QLoRA's nf4); needs bitsandbytes"
+    )
+    checkpoint_activations: bool = Field(
+        False, description="compute each layer twice and keep less memory"
+    )
+    head_moments: Literal["float32", "8bit", "factored"] = Field(
+        "float32",
+        description="how the optimizer keeps the private head's moments: 8bit needs bitsandbytes, "
+        "factored is Adafactor",
+    )
+    threads: int = Field(
+        0, ge=0, description="CPU threads; 0 divides the cores among the clients on this machine"
+    )
     max_tokens: int = Field(
         1024, ge=8, description="tokens of a prompt with one response; longer ones are cut"
     )
-    tokens_per_pack: int = Field(
-        1024, ge=1, description="tokens of several pairs that are computed as one sequence"
+    tokens_per_step: int = Field(
+        0,
+        ge=0,
+        description="tokens that go through the model at once; 0 means 512 on a CPU, 4096 on a GPU",
     )
     trunk_cache_gib: float = Field(
-        2.0, ge=0, description="memory for what the frozen layers make of the pairs; 0: none"
+        2.0, ge=0, description="disk for what the frozen layers make of the pairs; 0: none"
+    )
+    save_every_s: float = Field(
+        300.0, ge=0, description="seconds between saved steps of a round; 0 saves every step"
     )
     heartbeat_s: float = Field(10.0, gt=0, description="seconds between signs of life")
     connect_timeout_s: float = Field(

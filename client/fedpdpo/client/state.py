@@ -7,7 +7,9 @@
         delta.safetensors                       the LoRA delta, kept until a later round is here
         state.json                              round, report and the digests of the three
     STATE_DIR/adapters/version-00003.safetensors  global adapters
-    STATE_DIR/reference-*.safetensors           reference margins, computed once
+    STATE_DIR/unfinished/                       the step saved last of the round in training
+    STATE_DIR/reference.safetensors             the reference's log-probabilities, computed once
+    STATE_DIR/trunk-train/, trunk-eval/         what the frozen layers make of the pairs
 
 A round's folder is renamed into place when it is complete, so a process that dies at any moment
 leaves the last complete round. The round before it is kept as well.
@@ -188,10 +190,6 @@ class ClientState:
         for path in (self.folder / "adapters").glob("version-*.safetensors"):
             if path < self.adapter_path(version):
                 path.unlink()
-
-    def reference_path(self, part: str) -> Path:
-        """Where the reference margins of the `train` or `eval` pairs lie."""
-        return self.folder / f"reference-{part}.safetensors"
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """The local step of a round: personalised DPO from the global LoRA [7, 8]."""
 
+import logging
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from fedpdpo.client.objective import (
@@ -13,10 +14,14 @@ from fedpdpo.client.objective import (
     implicit_margin,
     pair_losses,
 )
-from fedpdpo.client.optimizer import forget_shared
+from fedpdpo.client.optimizer import LocalOptimizer
 from fedpdpo.client.pairset import PairSet
 from fedpdpo.client.policy import Policy
-from fedpdpo.common.run import MethodSettings
+from fedpdpo.client.schedule import Step, rate_factor, steps_of_round
+from fedpdpo.common.log import fields
+from fedpdpo.common.run import Run
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -29,59 +34,108 @@ class TrainingReport:
     seconds: float
 
 
-@dataclass
-class _Tally:
+@dataclass(frozen=True)
+class Point:
+    """How far a round has come: steps done, and what its last epoch has added up.
+
+    `dropped` counts the steps whose gradient was not finite.
+    """
+
+    steps: int = 0
     loss: float = 0.0
     right: float = 0.0
     pairs: int = 0
+    dropped: int = 0
+    seconds: float = 0.0
+
+    def report(self) -> TrainingReport:
+        """What the whole round comes to; the loss is NaN where every step was dropped."""
+        of = self.pairs or math.nan
+        return TrainingReport(self.loss / of, self.right / of, self.steps, self.seconds)
+
+
+BEGINNING = Point()
 
 
 def train_round(
     policy: Policy,
     pairs: PairSet,
-    method: MethodSettings,
-    optimizer: torch.optim.AdamW,
+    run: Run,
+    optimizer: LocalOptimizer,
     *,
     seed: int,
     round_number: int,
+    start: Point = BEGINNING,
+    after_step: Callable[[Point], None] = lambda _: None,
     advance: Callable[[int], None] = lambda _: None,
-) -> TrainingReport:
-    """Train from the policy's present LoRA; the order of pairs follows from seed and round.
+) -> Point:
+    """Train a round from the policy's present LoRA, or go on with it from `start`.
 
-    `joint` trains all parts together for `local_epochs`; `private_then_shared` first the private
-    parts, then LoRA, for as many epochs each.
+    The order of pairs follows from seed and round. `after_step` is called after each step with how
+    far the round has come; with that, parameters and moments the round can be gone on with.
     """
-    begun = time.perf_counter()
-    forget_shared(optimizer, policy)
-    num_steps = 0
-    tally = _Tally()
-    for phase, (shared, private) in enumerate(_phases(method)):
-        _enable(policy, shared=shared, private=private)
-        for epoch in range(method.local_epochs):
-            tally = _Tally()
-            order = torch.Generator().manual_seed(_mixed(seed, round_number, phase, epoch))
-            shuffled = torch.randperm(len(pairs), generator=order).tolist()
-            for start in range(0, len(pairs), method.batch_pairs):
-                batch = shuffled[start : start + method.batch_pairs]
-                _step(policy, pairs, method, optimizer, batch, tally)
-                num_steps += 1
-                advance(len(batch))
+    method = run.method
+    if not start.steps:
+        optimizer.forget_shared()
+    steps = steps_of_round(method, num_pairs=len(pairs), seed=seed, round_number=round_number)
+    advance(sum(len(step.pairs) for step in steps[: start.steps]))
+    point = start
+    for number in range(start.steps, len(steps)):
+        begun = time.perf_counter()
+        done = round_number - 1 + (number + 0.5) / len(steps)
+        rate = rate_factor(method, rounds_done=done, num_rounds=run.num_rounds)
+        point = _step(policy, pairs, run, optimizer, steps[number], rate, point)
+        point = replace(point, seconds=point.seconds + time.perf_counter() - begun)
+        advance(len(steps[number].pairs))
+        after_step(point)
+    optimizer.zero()
     _enable(policy, shared=True, private=True)
-    return TrainingReport(
-        loss=tally.loss / tally.pairs,
-        accuracy=tally.right / tally.pairs,
-        num_steps=num_steps,
-        seconds=time.perf_counter() - begun,
-    )
+    return point
 
 
-def num_pair_visits(method: MethodSettings, num_pairs: int) -> int:
+def num_pair_visits(run: Run, num_pairs: int) -> int:
     """How many pairs a local round goes over, counting repeats."""
-    return len(_phases(method)) * method.local_epochs * num_pairs
+    steps = steps_of_round(run.method, num_pairs=num_pairs, seed=0, round_number=1)
+    return sum(len(step.pairs) for step in steps)
 
 
-def _phases(method: MethodSettings) -> list[tuple[bool, bool]]:
-    return [(True, True)] if method.schedule == "joint" else [(False, True), (True, False)]
+def _step(
+    policy: Policy,
+    pairs: PairSet,
+    run: Run,
+    optimizer: LocalOptimizer,
+    step: Step,
+    rate: float,
+    point: Point,
+) -> Point:
+    method = run.method
+    _enable(policy, shared=step.shared, private=step.private)
+    optimizer.zero()
+    loss = right = 0.0
+    for batch, entering in pairs.packs(step.pairs, device=policy.device):
+        scores = policy.scores(batch, policy.hidden(batch, entering))
+        reference = pairs.reference_margins[list(batch.indices)].to(policy.device)
+        implicit = implicit_margin(scores, reference, beta=method.beta)
+        explicit = explicit_margin(scores)
+        losses = pair_losses(implicit, explicit, alpha=method.alpha, objective=method.objective)
+        (losses.sum() / len(step.pairs)).backward()  # type: ignore[no-untyped-call]
+        loss += float(losses.detach().sum())
+        right += _num_right(combined_margin(implicit, explicit, alpha=method.alpha))
+    norm = optimizer.clip(method.max_grad_norm)
+    finite = math.isfinite(norm) and math.isfinite(loss)
+    if finite:
+        optimizer.step(rate_factor=rate)
+    else:
+        log.warning(fields("step_dropped", step=point.steps + 1, loss=loss, gradient_norm=norm))
+    point = replace(point, steps=point.steps + 1, dropped=point.dropped + (not finite))
+    if not finite or not step.last_epoch:
+        return point
+    return replace(
+        point,
+        loss=point.loss + loss,
+        right=point.right + right,
+        pairs=point.pairs + len(step.pairs),
+    )
 
 
 def _enable(policy: Policy, *, shared: bool, private: bool) -> None:
@@ -92,39 +146,5 @@ def _enable(policy: Policy, *, shared: bool, private: bool) -> None:
         part.requires_grad_(private and not frozen_head)
 
 
-def _mixed(*numbers: int) -> int:
-    mixed = 0
-    for number in numbers:
-        mixed = (mixed * 1_000_003 + number + 1) % 2**63
-    return mixed
-
-
-def _step(
-    policy: Policy,
-    pairs: PairSet,
-    method: MethodSettings,
-    optimizer: torch.optim.AdamW,
-    indices: list[int],
-    tally: _Tally,
-) -> None:
-    optimizer.zero_grad(set_to_none=True)
-    for batch, entering in pairs.packs(indices, device=policy.device):
-        scores = policy.scores(batch, policy.hidden(batch, entering))
-        reference = pairs.reference_margins[list(batch.indices)].to(policy.device)
-        implicit = implicit_margin(scores, reference, beta=method.beta)
-        explicit = explicit_margin(scores)
-        losses = pair_losses(implicit, explicit, alpha=method.alpha, objective=method.objective)
-        (losses.sum() / len(indices)).backward()  # type: ignore[no-untyped-call]
-        combined = combined_margin(implicit, explicit, alpha=method.alpha)
-        _count(tally, losses, combined)
-    trained = [part for group in optimizer.param_groups for part in group["params"]]
-    torch.nn.utils.clip_grad_norm_(
-        [part for part in trained if part.grad is not None], method.max_grad_norm
-    )
-    optimizer.step()
-
-
-def _count(tally: _Tally, losses: Tensor, margins: Tensor) -> None:
-    tally.loss += float(losses.detach().sum())
-    tally.right += float((margins > 0).sum() + 0.5 * (margins == 0).sum())
-    tally.pairs += len(losses)
+def _num_right(margins: Tensor) -> float:
+    return float((margins > 0).sum() + 0.5 * (margins == 0).sum())

@@ -6,12 +6,12 @@ import math
 from fedpdpo.client.evaluation import evaluate
 from fedpdpo.client.link import Heart, Link
 from fedpdpo.client.lora import SharedState, layout_of
-from fedpdpo.client.optimizer import optimizer_for, private_moments, put_private_moments
 from fedpdpo.client.pairset import PairSet
-from fedpdpo.client.policy import Policy, private_parameters, put_private_parameters
+from fedpdpo.client.policy import Policy
 from fedpdpo.client.progress import working
-from fedpdpo.client.state import ClientState, PrivateState, TrainedRound
-from fedpdpo.client.training import num_pair_visits, train_round
+from fedpdpo.client.state import ClientState, TrainedRound
+from fedpdpo.client.trainer import Trainer
+from fedpdpo.client.training import num_pair_visits
 from fedpdpo.common.errors import BadState, Diverged, NotOpen
 from fedpdpo.common.log import fields
 from fedpdpo.common.run import Run
@@ -29,26 +29,24 @@ class Worker:
         state: ClientState,
         link: Link,
         heart: Heart,
+        trainer: Trainer,
+        *,
         train: PairSet,
         held_out: PairSet,
-        *,
-        seed: int,
     ) -> None:
         self._policy = policy
         self._run = run
         self._state = state
         self._link = link
         self._heart = heart
-        self._seed = seed
+        self._trainer = trainer
         self._train = train
         self._held_out = held_out
-        self._optimizer = optimizer_for(policy, run.method)
         self._pulled: int | None = None
         self._trained: TrainedRound | None = None
         if last := state.last_round():
             self._trained, private = last
-            put_private_parameters(policy, private.parameters)
-            put_private_moments(self._optimizer, policy, private.moments)
+            trainer.put(private)
             log.info(fields("resumed", after_round=self._trained.number))
 
     def work(self) -> None:
@@ -102,34 +100,26 @@ class Worker:
 
     def _trained_round(self, number: int) -> TrainedRound:
         start = self._pull(number - 1)
-        method = self._run.method
-        visits = num_pair_visits(method, len(self._train))
+        visits = num_pair_visits(self._run, len(self._train))
         with working(f"training round {number}", total=visits, heart=self._heart) as advance:
-            report = train_round(
-                self._policy,
-                self._train,
-                method,
-                self._optimizer,
-                seed=self._seed,
-                round_number=number,
-                advance=advance,
-            )
-        private = private_parameters(self._policy)
+            point = self._trainer.train(number, advance)
+        report = point.report()
+        private = self._trainer.private()
         delta = SharedState.of(self._policy.peft_model).minus(start)
-        values = (*private.values(), *delta.tensors.values())
+        values = (*private.parameters.values(), *delta.tensors.values())
         if not math.isfinite(report.loss) or not all(v.isfinite().all() for v in values):
             raise Diverged(
-                f"training round {number} gave NaN or infinity (loss {report.loss:.4g}); the run's "
-                "learning rates are too high for these pairs; what the round before left is kept"
+                f"training round {number} gave NaN or infinity in {point.dropped} of {point.steps} "
+                "steps; the run's learning rates are too high for these pairs; what the round "
+                "before left is kept"
             )
-        log.info(fields("trained", round=number, loss=report.loss, accuracy=report.accuracy))
-        return self._state.save_round(
-            number,
-            private=PrivateState(private, private_moments(self._optimizer, self._policy)),
-            delta=delta,
-            num_pairs=len(self._train),
-            report=report,
+        log.info(fields("trained", round=number, loss=report.loss, accuracy=report.accuracy,
+                        dropped_steps=point.dropped))  # fmt: skip
+        trained = self._state.save_round(
+            number, private=private, delta=delta, num_pairs=len(self._train), report=report
         )
+        self._trainer.forget_unfinished()
+        return trained
 
     def _evaluate(self, version: int) -> None:
         self._pull(version)

@@ -33,9 +33,16 @@ class LoraSettings(Closed):
         min_length=1,
         description="linear layers that get LoRA",
     )
-    last_layers: int = Field(
-        8, ge=0, le=_MOST, description="LoRA sits in the last this many layers; 0 means in all"
+    layers: str = Field(
+        "last-8",
+        pattern=r"^(all|last-[1-9][0-9]{0,8})$",
+        description="layers that get LoRA: all, or last-K for the last K",
     )
+
+    @property
+    def last_layers(self) -> int:
+        """How many of the last layers get LoRA; 0 means all."""
+        return 0 if self.layers == "all" else int(self.layers.removeprefix("last-"))
 
 
 class MethodSettings(Closed):
@@ -65,6 +72,12 @@ class MethodSettings(Closed):
     bottleneck_lr: Rate = Field(5e-4, description="AdamW learning rate of the bottleneck")
     reward_lr: Rate = Field(5e-3, description="AdamW learning rate of the reward head")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient norm bound of a step")
+    warmup_rounds: float = Field(
+        0.0, ge=0, description="rounds over which the rates rise from 0; parts count: 0.5"
+    )
+    lr_schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="rates after that: constant, or a cosine to 0 at the run's end"
+    )
 
     @model_validator(mode="after")
     def _has_what_it_schedules(self) -> "MethodSettings":

@@ -1,0 +1,126 @@
+"""Trains a client's rounds, saving steps on the way, so that an interrupted round goes on."""
+
+import hashlib
+import logging
+import time
+
+import torch
+
+from fedpdpo.client.interrupt import Interruption
+from fedpdpo.client.lora import SharedState, layout_of
+from fedpdpo.client.machine import CoreShare
+from fedpdpo.client.optimizer import LocalOptimizer
+from fedpdpo.client.pairset import PairSet, Progress
+from fedpdpo.client.policy import Policy, private_parameters, put_private_parameters
+from fedpdpo.client.reference import pair_digest
+from fedpdpo.client.state import PrivateState
+from fedpdpo.client.training import BEGINNING, Point, train_round
+from fedpdpo.client.unfinished import Unfinished, UnfinishedRound
+from fedpdpo.common.log import fields
+from fedpdpo.common.run import Run
+
+log = logging.getLogger(__name__)
+
+
+class Trainer:
+    """Policy, pairs and optimizer of one client, and the step saved last.
+
+    A step is saved every `save_every_s` seconds, and when a signal asks the process to end.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        run: Run,
+        pairs: PairSet,
+        optimizer: LocalOptimizer,
+        unfinished: Unfinished,
+        *,
+        seed: int,
+        save_every_s: float,
+        cores: CoreShare,
+        interruption: Interruption,
+    ) -> None:
+        self._policy = policy
+        self._run = run
+        self._pairs = pairs
+        self._optimizer = optimizer
+        self._unfinished = unfinished
+        self._seed = seed
+        self._save_every_s = save_every_s
+        self._cores = cores
+        self._interruption = interruption
+
+    def put(self, private: PrivateState) -> None:
+        """Set what an earlier round left. Raises BadState where it is not this run's."""
+        put_private_parameters(self._policy, private.parameters)
+        self._optimizer.put_moments(private.moments)
+
+    def private(self) -> PrivateState:
+        """What the rounds so far have made of the private parts."""
+        parameters = private_parameters(self._policy)
+        return PrivateState(parameters, self._optimizer.moments(shared=False))
+
+    def train(self, number: int, advance: Progress) -> Point:
+        """Train a round from the policy's present LoRA, or go on with it where it was left.
+
+        Raises SystemExit after saving the step where a signal came; StorageFull.
+        """
+        start = self._resumed(number)
+        saved = time.monotonic()
+
+        def after_step(point: Point) -> None:
+            nonlocal saved
+            wanted = self._interruption.wanted
+            if wanted or time.monotonic() - saved >= self._save_every_s:
+                self._save(number, point)
+                saved = time.monotonic()
+            if wanted:
+                log.info(fields("interrupted", round=number, step=point.steps))
+                self._interruption.end()
+
+        with self._interruption.deferred():
+            return train_round(
+                self._policy,
+                self._pairs,
+                self._run,
+                self._optimizer,
+                seed=self._seed,
+                round_number=number,
+                start=start,
+                after_step=after_step,
+                advance=advance,
+            )
+
+    def forget_unfinished(self) -> None:
+        """Remove the step saved last: its round is complete."""
+        self._unfinished.clear()
+
+    def _resumed(self, number: int) -> Point:
+        found = self._unfinished.last(number)
+        if found is None:
+            self._unfinished.clear()
+            self._cores.take()
+            return BEGINNING
+        self._cores.take(like=found.threads)
+        model = self._policy.peft_model
+        SharedState(found.shared, layout_of(model)).put_into(model)
+        self.put(PrivateState(found.private, found.moments))
+        log.info(fields("round_resumed", round=number, after_step=found.point.steps))
+        return found.point
+
+    def _save(self, number: int, point: Point) -> None:
+        private = self.private()
+        moments = private.moments | self._optimizer.moments(shared=True)
+        shared = dict(SharedState.of(self._policy.peft_model).tensors)
+        threads = torch.get_num_threads()
+        state = UnfinishedRound(point, shared, private.parameters, moments, threads)
+        self._unfinished.save(number, state)
+
+
+def round_key(run: Run, pairs: PairSet, *, seed: int) -> str:
+    """Names all that the steps of a round follow from: the run, the seed, the pairs."""
+    digest = hashlib.sha256(f"{run.model_dump_json()} {seed} {pairs.tokens_per_step}".encode())
+    for pair in pairs.pairs:
+        digest.update(pair_digest(pair))
+    return digest.hexdigest()
