@@ -104,10 +104,18 @@ class Stage:
         )  # fmt: skip
         return program, int(program.says(r"serving address=\S+:(\d+)").group(1))
 
-    def client(self, name: str, port: int, data: Path, *arguments: object) -> Program:
-        """Start a client."""
+    def client(
+        self,
+        name: str,
+        port: int,
+        data: Path,
+        *arguments: object,
+        launched_by: Sequence[object] = (),
+    ) -> Program:
+        """Start a client, or several processes of it by a launcher."""
+        program, *before = map(str, (*launched_by, BIN / "fedpdpo-client"))
         return self.start(
-            "fedpdpo-client", "--server", f"localhost:{port}", "--client-id", name, "--data", data,
+            program, *before, "--server", f"localhost:{port}", "--client-id", name, "--data", data,
             "--state-dir", self.folder / name, "--threads", 1, "--heartbeat-s", 0.05, *arguments,
             log=name,
         )  # fmt: skip

@@ -10,6 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from fedpdpo.client.crew import Crew
 from fedpdpo.client.evaluation import evaluate
 from fedpdpo.client.interrupt import Interruption
 from fedpdpo.client.layers import checkpoint_layers
@@ -141,6 +142,7 @@ def test_a_round_that_was_cut_off_goes_on_from_the_step_saved_last_to_the_same_b
             Unfinished(tmp_path / "unfinished", key=key),
             seed=7,
             save_every_s=0.0,
+            crew=Crew(),
             cores=CoreShare(1, Neighbours(tmp_path / "clients")),
             interruption=Interruption(),
         )

@@ -1,179 +1,148 @@
 """The client process: prepares once, then does what the server asks until the run has ended."""
 
 import contextlib
-import hashlib
 import logging
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import torch
-
-from fedpdpo.client.backbone import Backbone, device_of, dtype_of, load_backbone
-from fedpdpo.client.holdout import split
+from fedpdpo.client.backbone import device_of
+from fedpdpo.client.crew import Crew
 from fedpdpo.client.interrupt import Interruption
 from fedpdpo.client.link import Heart, Link
 from fedpdpo.client.lora import layout_of
 from fedpdpo.client.machine import CoreShare, Neighbours
 from fedpdpo.client.optimizer import LocalOptimizer
-from fedpdpo.client.pairset import PairSet, keep_trunk, prepare
+from fedpdpo.client.pairset import PairSet
 from fedpdpo.client.policy import Policy
-from fedpdpo.client.preferences import Preference, read_preferences
-from fedpdpo.client.progress import working
-from fedpdpo.client.reference import ReferenceCache
+from fedpdpo.client.preferences import Preference
+from fedpdpo.client.preparation import (
+    client_seed,
+    load_policy,
+    prepare_all,
+    read_pairs,
+    tokens_of,
+    tokens_per_step,
+    trunk_cache,
+)
 from fedpdpo.client.settings import ClientSettings
 from fedpdpo.client.state import ClientState
-from fedpdpo.client.tokens import PairTokens, pair_tokens
 from fedpdpo.client.trainer import Trainer, round_key
-from fedpdpo.client.trunk import TrunkCache
 from fedpdpo.client.unfinished import Unfinished
 from fedpdpo.client.worker import Worker
+from fedpdpo.common.errors import BadState
 from fedpdpo.common.files import held
 from fedpdpo.common.log import fields
 from fedpdpo.common.run import Run
 
 log = logging.getLogger(__name__)
 
-_TOKENS_PER_STEP = {"cpu": 512}
-
 
 def run_client(settings: ClientSettings) -> None:
     """Take part in the run of a server until it has ended.
 
-    Raises BadData, BadModel, BadState or Refused, each with what to do.
+    Of several processes that were launched together the first does so, and the others train with
+    it. Raises BadData, BadModel, BadState or Refused, each with what to do.
     """
     train, held_out = read_pairs(settings)
-    device_of(settings.device)
-    interruption, neighbours = Interruption(), Neighbours()
-    cores = CoreShare(settings.threads, neighbours)
+    crew = Crew(device=settings.device)
+    settings = settings.model_copy(update={"device": str(device_of(crew.device))})
     with contextlib.ExitStack() as closing:
-        closing.enter_context(held(settings.state_dir))
+        closing.callback(crew.close)
+        neighbours, interruption = Neighbours(), Interruption()
         closing.enter_context(interruption.handled())
         closing.enter_context(neighbours.present())
-        cores.take()
-        state = ClientState(settings.state_dir, client_id=settings.client_id)
-        link = Link(settings.server, state.client_id, connect_timeout_s=settings.connect_timeout_s)
-        closing.callback(link.close)
-        run = link.get_run()
-        model = settings.model or run.model
-        state.bind(run, model=model)
-        backbone, policy = load_policy(settings, run, model=model, client_id=state.client_id)
-        parts = {"train": train, "eval": held_out}
-        tokens = {part: _tokens(some, backbone, settings) for part, some in parts.items()}
-        policy.check(max(tokens["train"] + tokens["eval"], key=len))
-        run = link.join(
-            backbone_fingerprint=backbone.fingerprint,
-            tokenizer_fingerprint=backbone.tokenizer_fingerprint,
-            layout=layout_of(policy.peft_model),
-            num_train_pairs=len(train),
-            num_eval_pairs=len(held_out),
-        )
-        state.bind(run, model=model)
-        log.info(fields("joined", server=settings.server, run=run.run_id, client=state.client_id))
-        heart = closing.enter_context(Heart(link, every_s=settings.heartbeat_s))
-        sets = prepare_all(policy, backbone, tokens, settings, state.folder, heart)
-        seed = client_seed(run.seed, state.client_id)
-        trainer = Trainer(
-            policy,
-            run,
-            sets["train"],
-            LocalOptimizer(policy, run.method, head_moments=settings.head_moments),
-            Unfinished(state.folder / "unfinished", key=round_key(run, sets["train"], seed=seed)),
-            seed=seed,
-            save_every_s=settings.save_every_s,
-            cores=cores,
-            interruption=interruption,
-        )
-        Worker(
-            policy, run, state, link, heart, trainer, train=sets["train"], held_out=sets["eval"]
-        ).work()
+        process = Process(settings, crew, CoreShare(settings.threads, neighbours), interruption)
+        process.cores.take()
+        if crew.leads:
+            _lead(process, train, held_out, closing)
+        else:
+            _follow(process, train)
 
 
-def load_policy(
-    settings: ClientSettings, run: Run, *, model: str, client_id: str
-) -> tuple[Backbone, Policy]:
-    """Load the backbone as the settings say and put the run's trained parts on it.
+@dataclass(frozen=True)
+class Process:
+    """What this process runs with."""
 
-    Raises BadModel.
-    """
-    device = device_of(settings.device)
-    dtype = dtype_of(settings.dtype, device)
-    backbone = load_backbone(model, device=device, dtype=dtype, quantize=settings.quantize)
-    log.info(
-        fields("backbone", model=model, fingerprint=backbone.fingerprint, device=device,
-               dtype=dtype, quantize=settings.quantize, threads=torch.get_num_threads())
-    )  # fmt: skip
-    policy = Policy(
-        backbone,
-        run,
-        private_seed=client_seed(run.seed, client_id),
-        checkpoint_activations=settings.checkpoint_activations,
+    settings: ClientSettings
+    crew: Crew
+    cores: CoreShare
+    interruption: Interruption
+
+
+def _lead(
+    process: Process,
+    train: Sequence[Preference],
+    held_out: Sequence[Preference],
+    closing: contextlib.ExitStack,
+) -> None:
+    settings, crew = process.settings, process.crew
+    closing.enter_context(held(settings.state_dir))
+    state = ClientState(settings.state_dir, client_id=settings.client_id)
+    link = Link(settings.server, state.client_id, connect_timeout_s=settings.connect_timeout_s)
+    closing.callback(link.close)
+    run = link.get_run()
+    model = settings.model or run.model
+    state.bind(run, model=model)
+    crew.tell((run, model, state.client_id))
+    backbone, policy = load_policy(settings, run, model=model, client_id=state.client_id)
+    tokens = {
+        part: tokens_of(some, backbone, settings)
+        for part, some in (("train", train), ("eval", held_out))
+    }
+    policy.check(max(tokens["train"] + tokens["eval"], key=len))
+    run = link.join(
+        backbone_fingerprint=backbone.fingerprint,
+        tokenizer_fingerprint=backbone.tokenizer_fingerprint,
+        layout=layout_of(policy.peft_model),
+        num_train_pairs=len(train),
+        num_eval_pairs=len(held_out),
     )
-    return backbone, policy
+    state.bind(run, model=model)
+    log.info(fields("joined", server=settings.server, run=run.run_id, client=state.client_id))
+    heart = closing.enter_context(Heart(link, every_s=settings.heartbeat_s))
+    sets = prepare_all(policy, backbone, tokens, settings, heart)
+    crew.tell(sets["train"].reference_margins)
+    trainer = _trainer(process, policy, run, sets["train"], client_id=state.client_id)
+    Worker(
+        policy, run, state, link, heart, trainer, train=sets["train"], held_out=sets["eval"]
+    ).work()
+    crew.tell(None)
 
 
-def prepare_all(
-    policy: Policy,
-    backbone: Backbone,
-    tokens: Mapping[str, Sequence[PairTokens]],
-    settings: ClientSettings,
-    folder: Path,
-    heart: Heart,
-) -> dict[str, PairSet]:
-    """Run the frozen layers and the reference over what they do not know yet, part by part."""
-    key = f"{backbone.fingerprint} {policy.dtype} {settings.quantize}"
-    reference = ReferenceCache(folder / "reference.safetensors", key=key)
-    tokens_per_step = settings.tokens_per_step or _TOKENS_PER_STEP.get(policy.device.type, 4096)
-    budget_bytes = int(settings.trunk_cache_gib * 2**30)
-    sets = {}
-    for part, pairs in tokens.items():
-        trunk = None
-        if policy.has_trunk:
-            trunk = TrunkCache(
-                folder / f"trunk-{part}",
-                key=f"{key} {policy.decoder.num_trunk_layers}",
-                hidden=policy.hidden_size,
-                dtype=policy.dtype,
-            )
-            with working(f"running frozen layers on {part}", total=len(pairs), heart=heart) as done:
-                keep_trunk(policy, pairs, trunk, tokens_per_step=tokens_per_step,
-                           budget_bytes=budget_bytes, advance=done)  # fmt: skip
-            budget_bytes -= trunk.kept_bytes
-        with working(f"scoring {part} by the reference", total=len(pairs), heart=heart) as done:
-            sets[part] = prepare(policy, pairs, tokens_per_step=tokens_per_step,
-                                 reference=reference, trunk=trunk, advance=done)  # fmt: skip
-    return sets
+def _follow(process: Process, train: Sequence[Preference]) -> None:
+    settings, crew = process.settings, process.crew
+    run, model, client_id = crew.hear()
+    backbone, policy = load_policy(settings, run, model=model, client_id=client_id)
+    tokens = tokens_of(train, backbone, settings)
+    policy.check(max(tokens, key=len))
+    margins = crew.hear()
+    if len(margins) != len(tokens):
+        raise BadState(
+            f"this process read {len(tokens)} pairs to train on, the first one {len(margins)}; "
+            "give all processes of a client the same data"
+        )
+    trunk = trunk_cache(policy, backbone, settings, part="train")
+    pairs = PairSet(tokens, margins, tokens_per_step(settings, policy), trunk)
+    _trainer(process, policy, run, pairs, client_id=client_id).follow()
 
 
-def read_pairs(
-    settings: ClientSettings,
-) -> tuple[tuple[Preference, ...], tuple[Preference, ...]]:
-    """The pairs to train on and those held out. Raises BadData."""
-    loaded = read_preferences(settings.data, skip_bad_records=settings.skip_bad_records)
-    skipped = list(loaded.skipped)
-    if settings.eval_data is None:
-        train, held_out = split(loaded.preferences, share=settings.eval_share)
-    else:
-        train = loaded.preferences
-        other = read_preferences(settings.eval_data, skip_bad_records=settings.skip_bad_records)
-        held_out = other.preferences
-        skipped += other.skipped
-    for line in skipped[:20]:
-        log.warning(fields("skipped", record=line))
-    log.info(fields("data", train_pairs=len(train), eval_pairs=len(held_out), skipped=len(skipped)))
-    return train, held_out
-
-
-def _tokens(
-    preferences: tuple[Preference, ...], backbone: Backbone, settings: ClientSettings
-) -> list[PairTokens]:
-    tokenizer, max_tokens = backbone.tokenizer, settings.max_tokens
-    pairs = [pair_tokens(one, tokenizer, max_tokens=max_tokens) for one in preferences]
-    if cut := sum(pair.truncated for pair in pairs):
-        log.warning(fields("cut", pairs=cut, max_tokens=max_tokens))
-    return pairs
-
-
-def client_seed(run_seed: int, client_id: str) -> int:
-    """The seed of a client's private parts and of the order of its pairs."""
-    digest = hashlib.sha256(f"{run_seed}/{client_id}".encode()).digest()
-    return int.from_bytes(digest[:7], "big")
+def _trainer(
+    process: Process, policy: Policy, run: Run, pairs: PairSet, *, client_id: str
+) -> Trainer:
+    settings = process.settings
+    seed = client_seed(run.seed, client_id)
+    return Trainer(
+        policy,
+        run,
+        pairs,
+        LocalOptimizer(policy, run.method, head_moments=settings.head_moments),
+        Unfinished(
+            settings.state_dir / "unfinished",
+            key=round_key(run, pairs, seed=seed, processes=process.crew.size),
+        ),
+        seed=seed,
+        save_every_s=settings.save_every_s,
+        crew=process.crew,
+        cores=process.cores,
+        interruption=process.interruption,
+    )

@@ -35,7 +35,7 @@ class Interruption:
 
     def end(self) -> None:
         """End the process as the signal asked for."""
-        raise SystemExit(128 + self.wanted)
+        raise SystemExit(128 + (self.wanted or signal.SIGTERM))
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         again, self.wanted = bool(self.wanted), number

@@ -70,6 +70,16 @@ class LocalOptimizer:
                 group["lr"] = rate * rate_factor
             optimizer.step()
 
+    def gradients(self) -> list[Tensor]:
+        """The gradients of all that trains in this step, zero where it has none yet."""
+        found = []
+        for parameter in self.named.values():
+            if parameter.requires_grad:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                found.append(parameter.grad)
+        return found
+
     def clip(self, most: float) -> float:
         """Scale all gradients together to a norm of at most `most`; gives the norm before."""
         gradients = [part for part in self.named.values() if part.grad is not None]

@@ -6,6 +6,7 @@ import time
 
 import torch
 
+from fedpdpo.client.crew import Crew
 from fedpdpo.client.interrupt import Interruption
 from fedpdpo.client.lora import SharedState, layout_of
 from fedpdpo.client.machine import CoreShare
@@ -38,6 +39,7 @@ class Trainer:
         *,
         seed: int,
         save_every_s: float,
+        crew: Crew,
         cores: CoreShare,
         interruption: Interruption,
     ) -> None:
@@ -48,6 +50,7 @@ class Trainer:
         self._unfinished = unfinished
         self._seed = seed
         self._save_every_s = save_every_s
+        self._crew = crew
         self._cores = cores
         self._interruption = interruption
 
@@ -67,13 +70,25 @@ class Trainer:
         Raises SystemExit after saving the step where a signal came; StorageFull.
         """
         start = self._resumed(number)
+        self._crew.tell((number, self._state(start)))
+        return self._train(number, start, advance)
+
+    def follow(self) -> None:
+        """Train what the crew's first process trains, until it says that it is done."""
+        while (told := self._crew.hear()) is not None:
+            number, state = told
+            self._restore(state)
+            self._train(number, state.point, lambda _: None)
+
+    def _train(self, number: int, start: Point, advance: Progress) -> Point:
         saved = time.monotonic()
 
         def after_step(point: Point) -> None:
             nonlocal saved
-            wanted = self._interruption.wanted
-            if wanted or time.monotonic() - saved >= self._save_every_s:
-                self._save(number, point)
+            wanted = any(self._crew.sum(self._interruption.wanted))
+            due = time.monotonic() - saved >= self._save_every_s
+            if self._crew.leads and (wanted or due):
+                self._unfinished.save(number, self._state(point))
                 saved = time.monotonic()
             if wanted:
                 log.info(fields("interrupted", round=number, step=point.steps))
@@ -87,6 +102,7 @@ class Trainer:
                 self._optimizer,
                 seed=self._seed,
                 round_number=number,
+                crew=self._crew,
                 start=start,
                 after_step=after_step,
                 advance=advance,
@@ -102,25 +118,29 @@ class Trainer:
             self._unfinished.clear()
             self._cores.take()
             return BEGINNING
-        self._cores.take(like=found.threads)
-        model = self._policy.peft_model
-        SharedState(found.shared, layout_of(model)).put_into(model)
-        self.put(PrivateState(found.private, found.moments))
+        self._restore(found)
         log.info(fields("round_resumed", round=number, after_step=found.point.steps))
         return found.point
 
-    def _save(self, number: int, point: Point) -> None:
+    def _state(self, point: Point) -> UnfinishedRound:
         private = self.private()
         moments = private.moments | self._optimizer.moments(shared=True)
         shared = dict(SharedState.of(self._policy.peft_model).tensors)
         threads = torch.get_num_threads()
-        state = UnfinishedRound(point, shared, private.parameters, moments, threads)
-        self._unfinished.save(number, state)
+        return UnfinishedRound(point, shared, private.parameters, moments, threads)
+
+    def _restore(self, state: UnfinishedRound) -> None:
+        self._cores.take(like=state.threads)
+        model = self._policy.peft_model
+        SharedState(state.shared, layout_of(model)).put_into(model)
+        self.put(PrivateState(state.private, state.moments))
 
 
-def round_key(run: Run, pairs: PairSet, *, seed: int) -> str:
-    """Names all that the steps of a round follow from: the run, the seed, the pairs."""
-    digest = hashlib.sha256(f"{run.model_dump_json()} {seed} {pairs.tokens_per_step}".encode())
+def round_key(run: Run, pairs: PairSet, *, seed: int, processes: int) -> str:
+    """Names all that the steps of a round follow from: run, seed, pairs, processes."""
+    digest = hashlib.sha256(
+        f"{run.model_dump_json()} {seed} {pairs.tokens_per_step} {processes}".encode()
+    )
     for pair in pairs.pairs:
         digest.update(pair_digest(pair))
     return digest.hexdigest()

@@ -6,8 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from torch import Tensor
-
+from fedpdpo.client.crew import Crew
 from fedpdpo.client.objective import (
     combined_margin,
     explicit_margin,
@@ -65,16 +64,19 @@ def train_round(
     *,
     seed: int,
     round_number: int,
+    crew: Crew | None = None,
     start: Point = BEGINNING,
     after_step: Callable[[Point], None] = lambda _: None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Point:
     """Train a round from the policy's present LoRA, or go on with it from `start`.
 
-    The order of pairs follows from seed and round. `after_step` is called after each step with how
+    The order of pairs follows from seed and round. With a crew of several processes each of them
+    must call this alike. `after_step` is called after each step with how
     far the round has come; with that, parameters and moments the round can be gone on with.
     """
     method = run.method
+    crew = crew or Crew()
     if not start.steps:
         optimizer.forget_shared()
     steps = steps_of_round(method, num_pairs=len(pairs), seed=seed, round_number=round_number)
@@ -84,7 +86,7 @@ def train_round(
         begun = time.perf_counter()
         done = round_number - 1 + (number + 0.5) / len(steps)
         rate = rate_factor(method, rounds_done=done, num_rounds=run.num_rounds)
-        point = _step(policy, pairs, run, optimizer, steps[number], rate, point)
+        point = _step(policy, pairs, run, optimizer, crew, steps[number], rate, point)
         point = replace(point, seconds=point.seconds + time.perf_counter() - begun)
         advance(len(steps[number].pairs))
         after_step(point)
@@ -104,6 +106,7 @@ def _step(
     pairs: PairSet,
     run: Run,
     optimizer: LocalOptimizer,
+    crew: Crew,
     step: Step,
     rate: float,
     point: Point,
@@ -112,15 +115,18 @@ def _step(
     _enable(policy, shared=step.shared, private=step.private)
     optimizer.zero()
     loss = right = 0.0
-    for batch, entering in pairs.packs(step.pairs, device=policy.device):
+    for batch, entering in pairs.packs(crew.share(step.pairs), device=policy.device):
         scores = policy.scores(batch, policy.hidden(batch, entering))
         reference = pairs.reference_margins[list(batch.indices)].to(policy.device)
         implicit = implicit_margin(scores, reference, beta=method.beta)
         explicit = explicit_margin(scores)
         losses = pair_losses(implicit, explicit, alpha=method.alpha, objective=method.objective)
         (losses.sum() / len(step.pairs)).backward()  # type: ignore[no-untyped-call]
+        combined = combined_margin(implicit, explicit, alpha=method.alpha).detach()
         loss += float(losses.detach().sum())
-        right += _num_right(combined_margin(implicit, explicit, alpha=method.alpha))
+        right += float((combined > 0).sum() + 0.5 * (combined == 0).sum())
+    crew.add_up(optimizer.gradients())
+    loss, right = crew.sum(loss, right)
     norm = optimizer.clip(method.max_grad_norm)
     finite = math.isfinite(norm) and math.isfinite(loss)
     if finite:
@@ -144,7 +150,3 @@ def _enable(policy: Policy, *, shared: bool, private: bool) -> None:
     for name, part in policy.private.named_parameters():
         frozen_head = name == "head.weight" and not policy.trains_whole_head
         part.requires_grad_(private and not frozen_head)
-
-
-def _num_right(margins: Tensor) -> float:
-    return float((margins > 0).sum() + 0.5 * (margins == 0).sum())
