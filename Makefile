@@ -1,13 +1,14 @@
 # `make help` lists the targets. PYTHON and TORCH may be set:
 #   make test PYTHON=python3.12
 #   make demo TORCH="torch --index-url URL"   (another build of torch, such as CUDA's)
+#   make bench-train BENCH="--cases short_all"
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help install proto check test demo clean
+.PHONY: help install proto check test demo bench-train clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -29,6 +30,7 @@ check: install  ## ruff, mypy, import-linter, buf
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/mypy common server client deploy/demo tests hatch_build.py
+	MYPYPATH=benchmarks/train $(BIN)/mypy benchmarks/train
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/buf lint
 
@@ -37,6 +39,9 @@ test: check  ## everything: checks, units, integration, system tests
 
 demo: install  ## one server and four clients align a small real model; writes runs/demo
 	$(BIN)/python deploy/demo/run.py
+
+bench-train: install  ## training beside TRL's DPOTrainer; writes benchmarks/results
+	$(BIN)/python benchmarks/train/run.py $(BENCH)
 
 clean:  ## remove runs and caches; keeps .venv
 	rm -rf runs .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -33,6 +33,7 @@ class Program:
         self, program: str, arguments: Sequence[object], log: Path, *, max_file_bytes: int | None
     ) -> None:
         self.log = log
+        self._launches = program == "torchrun"
         self._offset = log.stat().st_size if log.exists() else 0
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         command = [str(BIN / program), *map(str, arguments)]
@@ -72,6 +73,13 @@ class Program:
         """Send it SIGKILL, as a power cut would end it."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait(PATIENCE_S)
+
+    def end(self) -> None:
+        """End it; a launcher is asked to, so that it ends the processes that it launched."""
+        if self._launches:
+            self.terminate()
+        else:
+            self.kill()
 
     def terminate(self) -> None:
         """Send it SIGTERM, as a service manager would, and wait for its end."""
@@ -124,7 +132,7 @@ class Stage:
         """Kill what still runs."""
         for program in self._programs:
             if program.runs:
-                program.kill()
+                program.end()
 
 
 @contextmanager
