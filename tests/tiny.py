@@ -141,7 +141,11 @@ def tiny_pairset(
     trunk = None
     if policy.has_trunk:
         trunk = TrunkCache(
-            folder / f"trunk-{key}", key=key, hidden=policy.hidden_size, dtype=policy.dtype
+            folder / f"trunk-{key}",
+            key=key,
+            hidden=policy.hidden_size,
+            reads_last=policy.reads_last,
+            dtype=policy.dtype,
         )
         keep_trunk(
             policy,

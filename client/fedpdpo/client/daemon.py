@@ -122,7 +122,8 @@ def _follow(process: Process, train: Sequence[Preference]) -> None:
             "give all processes of a client the same data"
         )
     trunk = trunk_cache(policy, backbone, settings, part="train")
-    pairs = PairSet(tokens, margins, tokens_per_step(settings, policy), trunk)
+    at_once = tokens_per_step(settings, policy)
+    pairs = PairSet(tokens, margins, at_once, policy.reads_last, trunk)
     _trainer(process, policy, run, pairs, client_id=client_id).follow()
 
 

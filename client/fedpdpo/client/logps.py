@@ -25,7 +25,7 @@ def response_logps(z: Tensor, head: PrivateHead, pack: Pack) -> Tensor:
     `z` (U, H) are the states that predict. Gives (S,).
     """
     tokens = _token_logps(z, head.weight, head.a, head.b, pack.state_of, pack.targets)
-    return tokens.new_zeros(len(pack.last)).index_add(0, pack.owner, tokens)
+    return tokens.new_zeros(len(pack.paths)).index_add(0, pack.owner, tokens)
 
 
 class _TokenLogps(torch.autograd.Function):

@@ -45,7 +45,8 @@ class Pack:
     the tokens of its prompt and itself lie; begins, how many of these an earlier response has made.
     states: (U,), where the hidden states lie that predict response tokens. For each of N response
     tokens: state_of (N,), which of these predicts it; targets (N,), its id; owner (N,), its
-    response. last: (S,), where the final token of each response lies. indices: the pairs' numbers.
+    response. last: (S,), where the final token of each response lies; empty where the final tokens
+    were left out. indices: the pairs' numbers.
     """
 
     token_ids: Tensor
@@ -134,8 +135,18 @@ class Pack:
         return sees[None, None].to(self.token_ids.device)
 
 
-def pack(pairs: Sequence[PairTokens], indices: Sequence[int], *, device: torch.device) -> Pack:
-    """Lay the pairs with these numbers into one forest."""
+def pack(
+    pairs: Sequence[PairTokens],
+    indices: Sequence[int],
+    *,
+    device: torch.device,
+    reads_last: bool = True,
+) -> Pack:
+    """Lay the pairs with these numbers into one forest.
+
+    The final token of a response predicts nothing. Unless a reward head `reads_last`, it is left
+    out of the sequence.
+    """
     forest = _Forest()
     paths: list[tuple[int, ...]] = []
     begins: list[int] = []
@@ -145,11 +156,14 @@ def pack(pairs: Sequence[PairTokens], indices: Sequence[int], *, device: torch.d
     owner: list[int] = []
     for index in indices:
         tokens = pairs[index]
-        for response in (tokens.chosen, tokens.rejected):
-            begins.append(forest.known((*tokens.prompt, *response)))
-            path = forest.add((*tokens.prompt, *response))
+        responses = (tokens.chosen, tokens.rejected)
+        for response, ids in zip(responses, _both(tokens, reads_last=reads_last), strict=True):
+            begins.append(forest.known(ids))
+            path = forest.add(ids)
+            first = len(tokens.prompt) - 1
             state_of += [
-                states.setdefault(place, len(states)) for place in path[len(tokens.prompt) - 1 : -1]
+                states.setdefault(place, len(states))
+                for place in path[first : first + len(response)]
             ]
             targets += response
             owner += [len(paths)] * len(response)
@@ -163,13 +177,17 @@ def pack(pairs: Sequence[PairTokens], indices: Sequence[int], *, device: torch.d
         state_of=torch.tensor(state_of, device=device),
         targets=torch.tensor(targets, device=device),
         owner=torch.tensor(owner, device=device),
-        last=torch.tensor([path[-1] for path in paths], device=device),
+        last=torch.tensor([path[-1] for path in paths if reads_last], device=device),
         indices=tuple(indices),
     )
 
 
 def grouped(
-    pairs: Sequence[PairTokens], indices: Sequence[int], *, tokens_per_step: int
+    pairs: Sequence[PairTokens],
+    indices: Sequence[int],
+    *,
+    tokens_per_step: int,
+    reads_last: bool = True,
 ) -> list[list[int]]:
     """Divide pairs, in their order, into groups whose packs have at most `tokens_per_step` tokens.
 
@@ -178,23 +196,25 @@ def grouped(
     groups: list[list[int]] = []
     forest = _Forest()
     for index in indices:
-        tokens = pairs[index]
-        if not groups or len(forest.token_ids) + forest.new(tokens) > tokens_per_step:
+        both = _both(pairs[index], reads_last=reads_last)
+        if not groups or len(forest.token_ids) + forest.new(*both) > tokens_per_step:
             groups.append([])
             forest = _Forest()
         groups[-1].append(index)
-        forest.add((*tokens.prompt, *tokens.chosen))
-        forest.add((*tokens.prompt, *tokens.rejected))
+        for ids in both:
+            forest.add(ids)
     return groups
 
 
-def num_tokens(pairs: Sequence[PairTokens]) -> int:
-    """How many tokens the pack of these pairs has."""
-    forest = _Forest()
-    for tokens in pairs:
-        forest.add((*tokens.prompt, *tokens.chosen))
-        forest.add((*tokens.prompt, *tokens.rejected))
-    return len(forest.token_ids)
+def num_tokens(pair: PairTokens, *, reads_last: bool = True) -> int:
+    """How many tokens the pack of one pair has."""
+    return _Forest().new(*_both(pair, reads_last=reads_last))
+
+
+def _both(pair: PairTokens, *, reads_last: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What the two responses of a pair bring into the forest, each with the prompt."""
+    chosen, rejected = (*pair.prompt, *pair.chosen), (*pair.prompt, *pair.rejected)
+    return (chosen, rejected) if reads_last else (chosen[:-1], rejected[:-1])
 
 
 class _Forest:
@@ -218,10 +238,8 @@ class _Forest:
             path.append(place)
         return tuple(path)
 
-    def new(self, tokens: PairTokens) -> int:
+    def new(self, chosen: Sequence[int], rejected: Sequence[int]) -> int:
         """How many tokens a pair would add."""
-        chosen = (*tokens.prompt, *tokens.chosen)
-        rejected = (*tokens.prompt, *tokens.rejected)
         alike = max(self.known(rejected), _common(chosen, rejected))
         return len(chosen) - self.known(chosen) + len(rejected) - alike
 

@@ -67,6 +67,11 @@ class Policy:
         return lora_parameters(self.peft_model)
 
     @property
+    def reads_last(self) -> bool:
+        """Whether a reward head reads the final token of each response."""
+        return self.private.reward is not None
+
+    @property
     def hidden_size(self) -> int:
         """Width H of the hidden states."""
         return int(self.peft_model.config.get_text_config().hidden_size)
@@ -101,8 +106,10 @@ class Policy:
         z = self.private.features(h) if personalized else h
         head = self.private.head if personalized else self.pretrained
         logps = response_logps(z[batch.states], head, batch)
-        last = z[batch.last]
-        rewards = self.private.rewards(last) if personalized else last.new_zeros(len(last))
+        if personalized and self.reads_last:
+            rewards = self.private.rewards(z[batch.last])
+        else:
+            rewards = torch.zeros_like(logps)
         return PairScores(logps[0::2], logps[1::2], rewards[0::2], rewards[1::2])
 
     def reference_scores(self, batch: Pack, entering: Tensor | None = None) -> PairScores:

@@ -131,5 +131,6 @@ def trunk_cache(
         settings.state_dir / f"trunk-{part}",
         key=key,
         hidden=policy.hidden_size,
+        reads_last=policy.reads_last,
         dtype=policy.dtype,
     )

@@ -1,0 +1,116 @@
+"""Runs the benchmark's programs, each as a process of its own, and gathers what they measured."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fedpdpo.client.machine import available_cores
+from fedpdpo.common.errors import FedPDPOError
+from job import Job
+
+HERE = Path(__file__).parent
+
+#: Share of all cores that other processes may take before a run counts as disturbed.
+QUIET = 0.05
+
+_STAT = Path("/proc/stat")
+PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "fedpdpo")
+
+
+class BenchmarkError(FedPDPOError):
+    """The benchmark cannot go on; the message says why."""
+
+
+def run_job(program: str, job: Job, *, again: int) -> list[dict[str, Any]]:
+    """Train by one of the programs and give what it measured.
+
+    A run that other processes disturb is repeated up to `again` times: there may be several.
+    """
+    visits = len(job.pairs) * job.epochs
+    runs = []
+    for _ in range(1 + again):
+        found = run_program(program, asdict(job))
+        runs.append({**found, "pairs_per_s": visits / found["wall_s"]})
+        if found["others_share"] <= QUIET:
+            break
+    return runs
+
+
+def run_program(program: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Run a program of this folder: JSON in, a JSON file out.
+
+    Adds `others_share`, how much of all cores other processes took meanwhile: figures are worth
+    something only where it is near 0. Raises BenchmarkError where the program fails, with the end
+    of what it said.
+    """
+    begun, busy, own = time.perf_counter(), _busy_s(), _children_s()
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result.json"
+        done = subprocess.run(
+            [sys.executable, str(HERE / program), str(result)],
+            input=json.dumps(asked),
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"},
+        )
+        if done.returncode or not result.exists():
+            said = "\n".join(done.stderr.strip().splitlines()[-12:]) or "nothing on stderr"
+            raise BenchmarkError(f"{program} failed with exit status {done.returncode}:\n{said}")
+        found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+    others_s = (_busy_s() - busy) - (_children_s() - own)
+    share = others_s / (time.perf_counter() - begun) / available_cores()
+    return {**found, "others_share": max(0.0, share)}
+
+
+def matmul_rate(model: Path, *, threads: int) -> dict[str, Any]:
+    """The machine's rate and that of the model's own products, in GFLOP/s."""
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    sizes = {"hidden": config["hidden_size"], "inner": config["intermediate_size"]}
+    return run_program("rate.py", {"threads": threads, **sizes})
+
+
+def setting(*, threads: int) -> dict[str, Any]:
+    """What the figures depend on beside the code: machine and versions."""
+    return {
+        "cpu": _cpu(),
+        "cores": available_cores(),
+        "threads": threads,
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def _busy_s() -> float:
+    """CPU seconds that all processes have taken, and that a hypervisor took away."""
+    if not _STAT.exists():
+        return _children_s()
+    ticks = [int(part) for part in _STAT.read_text(encoding="ascii").split()[1:9]]
+    user, nice, system, _idle, _waiting, *interrupts_and_stolen = ticks
+    return sum((user, nice, system, *interrupts_and_stolen)) / os.sysconf("SC_CLK_TCK")
+
+
+def _children_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _cpu() -> str:
+    path = Path("/proc/cpuinfo")
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
