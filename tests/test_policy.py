@@ -157,8 +157,42 @@ def test_a_model_whose_layers_carry_a_state_past_the_mask_takes_the_plain_path(
 ) -> None:
     save_tiny_model(tmp_path, family=family, initializer_range=0.15, **config)
     policy = tiny_policy(tmp_path, tiny_run(), dtype=dtype)
-    policy.check(LONG)
+    policy.check(PairTokens(LONG.prompt[:9], LONG.chosen[:9], LONG.rejected[:12]))
     assert policy.decoder.path == "plain"
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "targets"),
+    [
+        ("bamba", {"mamba_d_state": 8, "mamba_n_heads": 8, "mamba_d_head": 8,
+                   "attn_layer_indices": [1, 3]}, ("q_proj", "v_proj")),
+        ("gpt_oss", {"num_local_experts": 4, "num_experts_per_tok": 2}, ("q_proj", "v_proj")),
+    ],
+)  # fmt: skip
+def test_norms_and_rotations_of_another_kind_are_left_alone(
+    tmp_path: Path, family: str, config: dict[str, Any], targets: tuple[str, ...]
+) -> None:
+    run = tiny_run()
+    lora = run.lora.model_copy(update={"target_modules": targets})
+    save_tiny_model(tmp_path, family=family, **config)
+    policy = tiny_policy(tmp_path, run.model_copy(update={"lora": lora}))
+    policy.check(tiny_pairs()[0])
+
+
+def test_a_trunk_keeps_to_the_kinds_of_its_own_layers(tmp_path: Path) -> None:
+    kinds = ["sliding_attention", "full_attention", "full_attention", "sliding_attention"]
+    save_tiny_model(tmp_path, family="gemma3_text", layer_types=kinds, sliding_window=9)
+    policy = tiny_policy(tmp_path, tiny_run())
+    policy.check(LONG)
+    assert (policy.decoder.path, policy.decoder.num_trunk_layers) == ("blocks", 2)
+
+
+def test_a_decoder_that_gives_something_else_than_its_heads_states_is_refused(
+    tmp_path: Path,
+) -> None:
+    save_tiny_model(tmp_path, family="llama4_text", num_local_experts=2, intermediate_size_mlp=64)
+    with pytest.raises(BadModel, match="gives states of width"):
+        tiny_policy(tmp_path, tiny_run()).check(tiny_pairs()[0])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

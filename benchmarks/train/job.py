@@ -26,7 +26,7 @@ class Job:
     learning_rate: float = 2e-4
     lora_rank: int = 16
     lora_alpha: int = 32
-    tokens_per_step: int = 512
+    tokens_per_step: int = 768
     precompute: bool = False
     checkpointing: bool = False
     private: bool = False

@@ -58,6 +58,7 @@ def parsed() -> argparse.Namespace:
     )
     parser.add_argument("--cases", nargs="+", choices=names, default=names, metavar="CASE",
                         help=f"which to run, of {', '.join(names)}")  # fmt: skip
+    parser.add_argument("--epochs", nargs="+", type=int, default=[1, 3], help="1, 3 or both")
     parser.add_argument("--repeats", type=int, default=1, help="runs of each variant of TRL's")
     parser.add_argument("--again", type=int, default=1,
                         help="repeats of a run that other processes disturb")  # fmt: skip
@@ -84,7 +85,7 @@ def bench(args: argparse.Namespace, model: Path) -> None:
     threads = available_cores()
     data = get_data(args.data, model)
     results = Results(args.out / "train.json")
-    cases = [case for case in CASES if case.name in args.cases]
+    cases = [case for case in CASES if case.name in args.cases and case.epochs in args.epochs]
     if args.quick:
         cases = [case for case in cases if case.epochs == 1]
     for case in cases:

@@ -35,10 +35,9 @@ class SplitDecoder:
         self.path: Path = "blocks"
         self.num_trunk_layers = num_trunk_layers
         if num_trunk_layers:
-            layers = decoder.layers
-            self._trunk = _view(decoder, layers[:num_trunk_layers])
+            self._trunk = _view(decoder, slice(num_trunk_layers))
             self._trunk._modules["norm"] = nn.Identity()
-            self._upper = _view(decoder, layers[num_trunk_layers:])
+            self._upper = _view(decoder, slice(num_trunk_layers, None))
             self._views += [self._trunk, self._upper]
 
     def trunk(self, pack: Pack) -> Tensor:
@@ -115,11 +114,13 @@ def can_split(decoder: Any) -> bool:
     )
 
 
-def _view(decoder: Any, layers: Any) -> Any:
+def _view(decoder: Any, part: slice) -> Any:
     view = copy.copy(decoder)
     view.__dict__ = decoder.__dict__.copy()
     view._modules = decoder._modules.copy()
-    view._modules["layers"] = nn.ModuleList(layers)
+    view._modules["layers"] = nn.ModuleList(decoder.layers[part])
     view.config = copy.copy(decoder.config)
-    view.config.num_hidden_layers = len(layers)
+    view.config.num_hidden_layers = len(view.layers)
+    if getattr(decoder.config, "layer_types", None):
+        view.config.layer_types = decoder.config.layer_types[part]
     return view

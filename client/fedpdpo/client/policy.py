@@ -127,6 +127,11 @@ class Policy:
         reasons = []
         with torch.no_grad(), self.peft_model.disable_adapter():
             alone = [self._alone(pair.prompt, one) for one in (pair.chosen, pair.rejected)]
+            if alone[0].shape[-1] != self.hidden_size:
+                raise BadModel(
+                    f"this model's decoder gives states of width {alone[0].shape[-1]}, not the "
+                    f"{self.hidden_size} that its head takes; it cannot be trained here"
+                )
             for path in PATHS:
                 for trunk in trunks if path != "plain" else [0]:
                     self.decoder.path, self.decoder.num_trunk_layers = path, trunk

@@ -22,7 +22,7 @@ from fedpdpo.common.run import Run
 
 log = logging.getLogger(__name__)
 
-_TOKENS_PER_STEP = {"cpu": 512}
+_TOKENS_PER_STEP = {"cpu": 768}
 
 
 def read_pairs(

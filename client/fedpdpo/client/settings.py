@@ -60,7 +60,7 @@ class ClientSettings(DaemonSettings):
     tokens_per_step: int = Field(
         0,
         ge=0,
-        description="tokens that go through the model at once; 0 means 512 on a CPU, 4096 on a GPU",
+        description="tokens that go through the model at once; 0 means 768 on a CPU, 4096 on a GPU",
     )
     trunk_cache_gib: float = Field(
         2.0, ge=0, description="disk for what the frozen layers make of the pairs; 0: none"
