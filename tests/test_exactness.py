@@ -6,7 +6,6 @@ written in docs/method.md. It holds the engine's values, widened.
 """
 
 import copy
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +28,7 @@ from fedpdpo.client.policy import Policy
 from fedpdpo.client.preferences import Preference
 from fedpdpo.client.tokens import PairTokens, pair_tokens
 from fedpdpo.common.run import Run
-from model import has_model
+from model import get_model
 from tiny import (
     CPU,
     save_tiny_model,
@@ -437,10 +436,9 @@ def test_what_is_cut_short_keeps_the_prompts_end_and_the_answers_beginning() -> 
         assert short.rejected == long.rejected[:11]
 
 
+@pytest.mark.timeout(900)
 def test_a_real_models_numbers_are_the_plain_ones() -> None:
-    folder = Path(os.environ.get("FEDPDPO_TEST_MODEL", REAL))
-    if not has_model(folder):
-        pytest.skip(f"no model in {folder}; set FEDPDPO_TEST_MODEL to a folder with one")
+    folder = get_model(REAL)
     run = tiny_run(last_layers=8)
     policy = policy_of(folder, run, torch.float32, scale=1e-2)
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -20,7 +20,7 @@ PRECISIONS = {torch.float32: 1e-6, torch.float64: 1e-13}
 #: What a number of 8 significant bits is rounded by at most, as a share of it.
 ROUNDING = 2**-8
 TARGETS = ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
-ALL = {"lora": 4 * 5, "norm": 4 * 2 + 1, "gate": 4, "rotation": 4}
+ALL = {"lora": 4 * 5, "norm": 4 * 2 + 1, "gate": 4}
 
 
 def model_of(
@@ -121,7 +121,7 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("qwen2", ALL),
         ("mistral", ALL),
         ("qwen3", ALL | {"norm": 4 * 4 + 1}),
-        ("gemma", {"lora": ALL["lora"], "rotation": 4}),
+        ("gemma", {"lora": ALL["lora"]}),
         ("phi3", {"lora": 4 * 2, "norm": ALL["norm"]}),
         ("nemotron", {"lora": ALL["lora"]}),
         ("cohere2", {"lora": ALL["lora"], "gate": 4}),

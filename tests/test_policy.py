@@ -169,7 +169,7 @@ def test_a_model_whose_layers_carry_a_state_past_the_mask_takes_the_plain_path(
         ("gpt_oss", {"num_local_experts": 4, "num_experts_per_tok": 2}, ("q_proj", "v_proj")),
     ],
 )  # fmt: skip
-def test_norms_and_rotations_of_another_kind_are_left_alone(
+def test_norms_and_attention_of_another_kind_are_left_alone(
     tmp_path: Path, family: str, config: dict[str, Any], targets: tuple[str, ...]
 ) -> None:
     run = tiny_run()

@@ -8,14 +8,12 @@ Shapes: T tokens, H hidden size, I, O width of a layer's input and output, R LoR
 
 from collections.abc import Callable
 from inspect import signature
-from types import FunctionType, MethodType
+from types import MethodType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-_ROTATION = "apply_rotary_pos_emb"
 
 
 def make_lean(model: nn.Module) -> dict[str, int]:
@@ -26,8 +24,6 @@ def make_lean(model: nn.Module) -> dict[str, int]:
             if _same(module, forward):
                 module.forward = MethodType(forward, module)
                 counts[kind] = counts.get(kind, 0) + 1
-        if _with_lean_rotation(module):
-            counts["rotation"] = counts.get("rotation", 0) + 1
     return counts
 
 
@@ -141,83 +137,6 @@ class _Norm(torch.autograd.Function):
         return by_normed.mul_(inverse).addcmul_(wide, along, value=-1).to(x.dtype), None, None
 
 
-# --- rotary positions ---------------------------------------------------------------------------
-
-
-def _with_lean_rotation(module: nn.Module) -> bool:
-    """Give an attention module a forward that rotates by `_rotated`, where it rotates as Llama's.
-
-    transformers' attention finds its rotation among its Python module's globals: this module's
-    forward gets globals of its own, and all other models keep theirs.
-    """
-    forward = type(module).forward
-    if not isinstance(forward, FunctionType) or hasattr(forward, "__wrapped__"):
-        return False
-    known = forward.__globals__.get(_ROTATION)
-    if _ROTATION not in forward.__code__.co_names or not _rotates_as_llama(known):
-        return False
-    lean = FunctionType(
-        forward.__code__,
-        forward.__globals__ | {_ROTATION: _rotated},
-        forward.__name__,
-        forward.__defaults__,
-        forward.__closure__,
-    )
-    lean.__kwdefaults__ = forward.__kwdefaults__
-    module.forward = MethodType(lean, module)
-    return True
-
-
-def _rotates_as_llama(known: Any) -> bool:
-    if list(signature(known).parameters) != list(signature(_rotated).parameters):
-        return False
-    generator = torch.Generator().manual_seed(0)
-    q, k = (torch.randn(1, heads, 3, 8, generator=generator) for heads in (4, 2))
-    angles = torch.randn(1, 3, 4, generator=generator).repeat(1, 1, 2)
-    found = _rotated(q, k, angles.cos(), angles.sin())
-    try:
-        expected = known(q, k, angles.cos(), angles.sin())
-        if not all(torch.allclose(a, b) for a, b in zip(found, expected, strict=True)):
-            return False
-    except (RuntimeError, TypeError, ValueError):
-        return False
-    try:
-        known(q, k, angles[..., :4].cos(), angles[..., :4].sin())
-    except RuntimeError:
-        return True
-    # It also turns a part of a head only, which this replacement cannot.
-    return False
-
-
-def _rotated(
-    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
-) -> tuple[Tensor, Tensor]:
-    """Queries and keys turned by their positions' angles. Shapes: (1, Q, T, D), (1, K, T, D)."""
-    cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
-    return _rotate(q, cos, sin), _rotate(k, cos, sin)
-
-
-class _Rotate(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        return _turned(x, cos, sin)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        # The transpose of x cos + (-x2, x1) sin: the same with the halves of -sin changed over.
-        cos, sin = ctx.saved_tensors
-        return _turned(gradients[0], cos, -sin.roll(sin.shape[-1] // 2, -1)), None, None
-
-
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    half = x.shape[-1] // 2
-    y = x * cos
-    y[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
-    y[..., half:].addcmul_(x[..., :half], sin[..., half:])
-    return y
-
-
 # --- gated feed-forward -----------------------------------------------------------------------
 
 
@@ -244,4 +163,3 @@ class _Gate(torch.autograd.Function):
 _lora: Callable[..., Tensor] = _Lora.apply
 _norm: Callable[..., Tensor] = _Norm.apply
 _gate: Callable[..., Tensor] = _Gate.apply
-_rotate: Callable[..., Tensor] = _Rotate.apply
