@@ -69,6 +69,22 @@ def test_clients_that_live_are_counted_and_those_that_were_killed_are_not(tmp_pa
         assert neighbours.count() == 1
 
 
+def test_a_folder_that_others_may_write_to_is_left_alone(tmp_path: Path) -> None:
+    shared, victim = tmp_path / "shared", tmp_path / "victim"
+    victim.write_text("precious")
+    shared.mkdir()
+    shared.chmod(0o777)
+    (shared / "1.lock").symlink_to(victim)
+    linked = tmp_path / "linked"
+    linked.symlink_to(shared)
+    for folder in (shared, linked):
+        neighbours = Neighbours(folder)
+        with neighbours.present():
+            assert neighbours.count() == 1
+    assert victim.read_text() == "precious"
+    assert [path.name for path in shared.iterdir()] == ["1.lock"]
+
+
 def test_a_share_follows_the_neighbours_unless_it_is_fixed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fedpdpo.client.packing import Pack
@@ -111,6 +112,29 @@ def test_a_damaged_file_is_computed_again(
         assert torch.equal(again.reference_margins, first.reference_margins)
     for number, states in hidden(policy, again, range(12)).items():
         torch.testing.assert_close(states, expected[number], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "logps", [torch.tensor(1.0), torch.ones(12), torch.ones(12, 3), torch.full((12, 2), torch.nan)]
+)
+def test_a_well_formed_file_of_something_else_is_computed_again(
+    policy: Policy, tmp_path: Path, logps: Tensor
+) -> None:
+    first = tiny_pairset(policy, tiny_pairs(), tmp_path)
+    file = tmp_path / "reference-key.safetensors"
+    tensors = {"digests": load_file(file)["digests"], "logps": logps.double()}
+    save_file(tensors, file, metadata={"key": "key"})
+    again = tiny_pairset(policy, tiny_pairs(), tmp_path)
+    assert torch.equal(again.reference_margins, first.reference_margins)
+
+
+def test_what_a_killed_process_left_of_the_trunk_is_removed(policy: Policy, tmp_path: Path) -> None:
+    tiny_pairset(policy, tiny_pairs(), tmp_path)
+    left = tmp_path / "trunk-key.new"
+    left.mkdir()
+    (left / "states.bin").write_bytes(b"half")
+    tiny_pairset(policy, tiny_pairs(), tmp_path)
+    assert not left.exists()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])

@@ -1,5 +1,6 @@
 """The local round: repeatable to the bit, learning, resumable."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -163,8 +164,17 @@ def test_a_round_that_was_cut_off_goes_on_from_the_step_saved_last_to_the_same_b
     assert equal(resumed, steady)
     # The steps up to the one saved last are counted at once, and not trained again.
     assert visited == [3 * 8, *[8] * (whole.steps - 3)]
-    assert Unfinished(tmp_path / "unfinished", key="other pairs").last(1) is None
-    assert Unfinished(tmp_path / "unfinished", key="same").last(2) is None
+    kept = next((tmp_path / "unfinished").iterdir())
+    begun_from = json.loads((kept / "state.json").read_text())["begun_from"]
+
+    def goes_on(key: str, number: int, adapter: str) -> bool:
+        unfinished = Unfinished(tmp_path / "unfinished", key=key)
+        return unfinished.last(number, begun_from=adapter) is not None
+
+    assert goes_on("same", 1, begun_from)
+    assert not goes_on("other pairs", 1, begun_from)
+    assert not goes_on("same", 2, begun_from)
+    assert not goes_on("same", 1, "another adapter")
 
 
 @pytest.mark.parametrize("file", ["shared.safetensors", "optimizer.safetensors", "state.json"])
@@ -173,16 +183,16 @@ def test_a_damaged_step_is_left_aside_and_said(
 ) -> None:
     state = UnfinishedRound(Point(steps=3), {"a": torch.ones(9)}, {}, {}, threads=1)
     unfinished = Unfinished(tmp_path, key="key")
-    unfinished.save(2, replace(state, point=Point(steps=2)))
-    unfinished.save(2, state)
+    unfinished.save(2, replace(state, point=Point(steps=2)), begun_from="a")
+    unfinished.save(2, state, begun_from="a")
     assert len(list(tmp_path.iterdir())) == 1
-    found = unfinished.last(2)
+    found = unfinished.last(2, begun_from="a")
     assert found is not None
     assert found.point == Point(steps=3)
     assert torch.equal(found.shared["a"], torch.ones(9))
     path = tmp_path / "round-00002-step-0000003" / file
     path.write_bytes(path.read_bytes()[:-9])
-    assert unfinished.last(2) is None
+    assert unfinished.last(2, begun_from="a") is None
     assert "round_begins_anew" in caplog.text
 
 

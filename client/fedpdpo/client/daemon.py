@@ -132,6 +132,7 @@ def _trainer(
 ) -> Trainer:
     settings = process.settings
     seed = client_seed(run.seed, client_id)
+    how = f"{process.crew.size} {policy.dtype} {settings.quantize} {settings.head_moments}"
     return Trainer(
         policy,
         run,
@@ -139,7 +140,7 @@ def _trainer(
         LocalOptimizer(policy, run.method, head_moments=settings.head_moments),
         Unfinished(
             settings.state_dir / "unfinished",
-            key=round_key(run, pairs, seed=seed, processes=process.crew.size),
+            key=round_key(run, pairs, seed=seed, process=how),
         ),
         seed=seed,
         save_every_s=settings.save_every_s,

@@ -4,6 +4,7 @@
 link sends no file that holds anything else. What stays is `fedpdpo.client.state.PrivateState`.
 """
 
+import hashlib
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -118,6 +119,14 @@ class SharedState:
         with torch.no_grad():
             for name, matrix in _matrices(peft_model).items():
                 matrix.copy_(self.tensors[name])
+
+    def digest(self) -> str:
+        """SHA-256 over names and values, in the order of the names."""
+        found = hashlib.sha256()
+        for name, tensor in sorted(self.tensors.items()):
+            found.update(name.encode())
+            found.update(tensor.contiguous().numpy().data)
+        return found.hexdigest()
 
     def minus(self, other: "SharedState") -> "SharedState":
         """The delta from another state to this one."""

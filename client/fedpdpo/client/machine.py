@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,16 +33,19 @@ class Neighbours:
 
     @contextmanager
     def present(self) -> Iterator[None]:
-        """Be counted. A folder that cannot be written to means not to be."""
+        """Be counted. A folder that another user could write to means not to be."""
         with contextlib.ExitStack() as holding:
             with contextlib.suppress(OSError):
                 self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                lock = FileLock(self._folder / f"{os.getpid()}.lock")
-                holding.enter_context(lock.acquire(timeout=0))
+                if self._is_ours():
+                    lock = FileLock(self._folder / f"{os.getpid()}.lock")
+                    holding.enter_context(lock.acquire(timeout=1))
             yield
 
     def count(self) -> int:
         """How many clients there are, with this one."""
+        if not self._is_ours():
+            return 1
         alive = 0
         for path in self._folder.glob("*.lock"):
             try:
@@ -50,6 +54,15 @@ class Neighbours:
             except (Timeout, OSError):
                 alive += 1
         return max(1, alive)
+
+    def _is_ours(self) -> bool:
+        """Whether no other user can have put anything there, such as a link to follow."""
+        try:
+            found = self._folder.lstat()
+        except OSError:
+            return False
+        private = stat.S_ISDIR(found.st_mode) and not found.st_mode & 0o022
+        return private and (not hasattr(os, "getuid") or found.st_uid == os.getuid())
 
 
 class CoreShare:

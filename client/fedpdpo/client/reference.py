@@ -75,11 +75,12 @@ def _read(path: Path, key: str) -> dict[bytes, tuple[float, float]]:
             if (file.metadata() or {}).get("key") != key:
                 return {}
             digests, logps = file.get_tensor("digests"), file.get_tensor("logps")
-    except SafetensorError as error:
+    except (OSError, SafetensorError) as error:
         log.warning(fields("reference_unreadable", file=path, error=error))
         return {}
-    whole = digests.dtype == torch.uint8 and digests.shape == (len(logps), 32)
-    if not whole or logps.shape[1:] != (2,) or not bool(torch.isfinite(logps).all()):
+    pairwise = logps.ndim == 2 and digests.ndim == 2 and len(logps) == len(digests)
+    whole = pairwise and digests.dtype == torch.uint8 and digests.shape[1] == 32
+    if not whole or logps.shape[1] != 2 or not bool(torch.isfinite(logps).all()):
         log.warning(fields("reference_unreadable", file=path, error="malformed"))
         return {}
     values = [(chosen, rejected) for chosen, rejected in logps.tolist()]

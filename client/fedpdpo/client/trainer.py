@@ -49,6 +49,7 @@ class Trainer:
         self._optimizer = optimizer
         self._unfinished = unfinished
         self._seed = seed
+        self._begun_from = ""
         self._save_every_s = save_every_s
         self._crew = crew
         self._cores = cores
@@ -69,6 +70,7 @@ class Trainer:
 
         Raises SystemExit after saving the step where a signal came; StorageFull.
         """
+        self._begun_from = SharedState.of(self._policy.peft_model).digest()
         start = self._resumed(number)
         self._crew.tell((number, self._state(start)))
         return self._train(number, start, advance)
@@ -88,7 +90,7 @@ class Trainer:
             wanted = any(self._crew.sum(self._interruption.wanted))
             due = time.monotonic() - saved >= self._save_every_s
             if self._crew.leads and (wanted or due):
-                self._unfinished.save(number, self._state(point))
+                self._unfinished.save(number, self._state(point), begun_from=self._begun_from)
                 saved = time.monotonic()
             if wanted:
                 log.info(fields("interrupted", round=number, step=point.steps))
@@ -113,7 +115,7 @@ class Trainer:
         self._unfinished.clear()
 
     def _resumed(self, number: int) -> Point:
-        found = self._unfinished.last(number)
+        found = self._unfinished.last(number, begun_from=self._begun_from)
         if found is None:
             self._unfinished.clear()
             self._cores.take()
@@ -136,10 +138,10 @@ class Trainer:
         self.put(PrivateState(state.private, state.moments))
 
 
-def round_key(run: Run, pairs: PairSet, *, seed: int, processes: int) -> str:
-    """Names all that the steps of a round follow from: run, seed, pairs, processes."""
+def round_key(run: Run, pairs: PairSet, *, seed: int, process: str) -> str:
+    """Names all that the steps of a round follow from: run, seed, pairs, how they are computed."""
     digest = hashlib.sha256(
-        f"{run.model_dump_json()} {seed} {pairs.tokens_per_step} {processes}".encode()
+        f"{run.model_dump_json()} {seed} {pairs.tokens_per_step} {process}".encode()
     )
     for pair in pairs.pairs:
         digest.update(pair_digest(pair))

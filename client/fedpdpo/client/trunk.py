@@ -57,11 +57,11 @@ class TrunkCache:
         `compute` gives the states (T, H) of the pairs with these numbers that are not there yet.
         Raises StorageFull.
         """
+        replaced = self._folder.with_name(f"{self._folder.name}.new")
+        shutil.rmtree(replaced, ignore_errors=True)
         numbers, parts = self._fitting(pairs, budget_bytes)
         if list(numbers) == list(self._states):
             return
-        replaced = self._folder.with_name(f"{self._folder.name}.new")
-        shutil.rmtree(replaced, ignore_errors=True)
         if numbers:
             with whole_folder(replaced) as partial:
                 states = self._map(

@@ -6,9 +6,9 @@
         optimizer.safetensors    the moments of all of them
         state.json               the key, how far the round has come, threads, digests of the three
 
-The key names pairs, seed and settings: a round is gone on with only where it would have taken the
-same steps. A folder that is damaged is left aside, and the round begins anew: nothing is lost but
-time.
+The key names pairs, seed and settings, and beside it stands the adapter that the round began from:
+a round is gone on with only where it would have taken the same steps. A folder that is damaged is
+left aside, and the round begins anew: nothing is lost but time.
 """
 
 import json
@@ -48,8 +48,11 @@ class Unfinished:
         self._folder = folder
         self._key = key
 
-    def save(self, number: int, state: UnfinishedRound) -> None:
-        """Keep a step of a round, whole, in place of the one before. Raises StorageFull."""
+    def save(self, number: int, state: UnfinishedRound, *, begun_from: str) -> None:
+        """Keep a step of a round, whole, in place of the one before. Raises StorageFull.
+
+        `begun_from` names the adapter that the round began from.
+        """
         before = list(self._folder.glob("round-*"))
         folder = self._folder / f"round-{number:05d}-step-{state.point.steps:07d}"
         with whole_folder(folder) as partial:
@@ -59,6 +62,7 @@ class Unfinished:
                 save_file(tensors, partial / f"{part}.safetensors")
             written = {
                 "key": self._key,
+                "begun_from": begun_from,
                 "round": number,
                 "point": asdict(state.point),
                 "threads": state.threads,
@@ -69,7 +73,7 @@ class Unfinished:
         for old in before:
             shutil.rmtree(old)
 
-    def last(self, number: int) -> UnfinishedRound | None:
+    def last(self, number: int, *, begun_from: str) -> UnfinishedRound | None:
         """The last step saved of a round; None where there is none to go on from."""
         found = sorted(self._folder.glob(f"round-{number:05d}-step-*"))
         if not found:
@@ -80,9 +84,9 @@ class Unfinished:
             for part in _PARTS:
                 if sha256_of(folder / f"{part}.safetensors").hex() != state["sha256"][part]:
                     raise ValueError(f"{part}.safetensors has changed")
-            if state["key"] != self._key:
+            if (state["key"], state["begun_from"]) != (self._key, begun_from):
                 log.warning(fields("round_begins_anew", round=number,
-                                   reason="pairs or settings have changed"))  # fmt: skip
+                                   reason="pairs, settings or adapter have changed"))  # fmt: skip
                 return None
             shared, private, moments = (
                 load_file(folder / f"{part}.safetensors") for part in _PARTS
