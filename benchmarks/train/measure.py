@@ -73,11 +73,26 @@ def run_program(program: str, asked: Mapping[str, Any]) -> dict[str, Any]:
     return {**found, "others_share": max(0.0, share)}
 
 
-def matmul_rate(model: Path, *, threads: int) -> dict[str, Any]:
-    """The machine's rate and that of the model's own products, in GFLOP/s."""
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    sizes = {"hidden": config["hidden_size"], "inner": config["intermediate_size"]}
-    return run_program("rate.py", {"threads": threads, **sizes})
+def matmul_rate(*, threads: int) -> dict[str, Any]:
+    """The machine's rate of matrix products at this moment, in GFLOP/s."""
+    return run_program("rate.py", {"threads": threads})
+
+
+def rate_during(
+    before: Mapping[str, Any], after: Mapping[str, Any], figures: Mapping[str, Any]
+) -> dict[str, float]:
+    """The machine's rate as it was around a run, and which share of it the run made use of.
+
+    The rate swings by half within minutes, so the mean of the two looks next to a run is taken.
+    """
+    rate = (before["machine"] + after["machine"]) / 2
+    found = {
+        "machine_gflop_rate": rate,
+        "rate_others_share": max(before["others_share"], after["others_share"]),
+    }
+    if "flops" in figures:
+        found["share_of_matmul_rate"] = figures["flops"] / figures["wall_s"] / (rate * 1e9)
+    return found
 
 
 def setting(*, threads: int) -> dict[str, Any]:

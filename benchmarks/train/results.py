@@ -50,19 +50,11 @@ def summary(case: Case, measured: Mapping[str, Any]) -> dict[str, Any]:
 
     The medians are of quiet runs alone where there are any. `speedup` is the variant's wall time
     over ours; `memory_ratio` our peak over the variant's; `others_share` the larger one of the two.
-    The machine's rate is the higher one of before and after: a disturbed one would flatter us.
     """
     medians = {
         name: _medians([run for run in measured["runs"] if run["variant"] == name])
         for name in case.variants
     }
-    fastest = max(measured["gflop_rates"], key=lambda found: float(found["machine"]))
-    rate = fastest["machine"]
-    for figures in medians.values():
-        if "flops" in figures:
-            share = figures["flops"] / figures["wall_s"] / (rate * 1e9)
-            figures["share_of_matmul_rate"] = share
-            figures["rate_others_share"] = fastest["others_share"]
     own = medians[OURS]
     ratios = {
         name: {
@@ -73,7 +65,7 @@ def summary(case: Case, measured: Mapping[str, Any]) -> dict[str, Any]:
         for name, figures in medians.items()
         if name != OURS
     }
-    return {"machine_gflop_rate": rate, "medians": medians, "ratios": ratios}
+    return {"medians": medians, "ratios": ratios}
 
 
 def _medians(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:

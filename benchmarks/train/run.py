@@ -19,7 +19,7 @@ from fedpdpo.client.machine import available_cores
 from fedpdpo.common.errors import FedPDPOError
 from growth import growth
 from job import Job
-from measure import QUIET, matmul_rate, run_job, setting
+from measure import QUIET, matmul_rate, rate_during, run_job, setting
 from picture import draw
 from results import Results
 from table import growth_table, ratios_table
@@ -111,7 +111,7 @@ def bench(args: argparse.Namespace, model: Path) -> None:
 def measure(
     case: Case, model: Path, data: Data, *, threads: int, args: argparse.Namespace
 ) -> dict[str, Any]:
-    """Run a case's variants in turn, between two looks at the machine's rate."""
+    """Run a case's variants in turn, with a look at the machine's rate between any two."""
     pairs = data.pairs[case.data][: QUICK_PAIRS if args.quick else None]
     job = Job(
         model=str(model),
@@ -121,19 +121,18 @@ def measure(
         threads=threads,
         last_layers=case.last_layers,
     )
-    before = matmul_rate(model, threads=threads)
-    runs = [
-        figures
-        for variant in order(case, repeats=args.repeats)
-        for figures in _runs(case, variant, job, again=args.again)
-    ]
-    after = matmul_rate(model, threads=threads)
+    runs: list[dict[str, Any]] = []
+    before = matmul_rate(threads=threads)
+    for variant in order(case, repeats=args.repeats):
+        done = _runs(case, variant, job, again=args.again)
+        after = matmul_rate(threads=threads)
+        runs += [figures | rate_during(before, after, figures) for figures in done]
+        before = after
     return {
         "data_source": data.source,
         **token_counts(pairs),
         "model": model.name,
         "setting": setting(threads=threads),
-        "gflop_rates": [before, after],
         "runs": runs,
     }
 
