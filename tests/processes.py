@@ -158,3 +158,12 @@ def status(port: int) -> pb.GetStatusResponse:
     """The status that a server tells its operator."""
     with grpc.insecure_channel(f"localhost:{port}") as channel:
         return OperatorServiceStub(channel).GetStatus(pb.GetStatusRequest(), timeout=10)
+
+
+def is_amid_training(port: int, client_id: str, *, round_number: int, least: float = 0.05) -> bool:
+    """Whether a client trains that round and is neither at its beginning nor near its end."""
+    for client in status(port).clients:
+        if client.client_id == client_id:
+            training = client.activity == f"training round {round_number}"
+            return training and least < client.progress < 0.8
+    return False

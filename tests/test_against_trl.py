@@ -13,12 +13,12 @@ from torch.utils.data import SequentialSampler
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
-from fedpdpo.client.lora import SharedState, lora_parameters, peft_config
-from fedpdpo.client.optimizer import LocalOptimizer
-from fedpdpo.client.policy import Policy
-from fedpdpo.client.schedule import steps_of_round
-from fedpdpo.client.tokens import PairTokens
-from fedpdpo.client.training import Point, train_round
+from fedpdpo.client.data.tokens import PairTokens
+from fedpdpo.client.model.lora import SharedState, lora_parameters, peft_config
+from fedpdpo.client.model.policy import Policy
+from fedpdpo.client.training.local_round import Point, train_round
+from fedpdpo.client.training.optimizer import LocalOptimizer
+from fedpdpo.client.training.schedule import steps_of_round
 from fedpdpo.common.run import Run
 from tiny import save_tiny_model, tiny_pairs, tiny_pairset, tiny_policy, tiny_run
 

@@ -18,15 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fedpdpo.client import logps
-from fedpdpo.client.layers import PATHS
-from fedpdpo.client.layers import Path as Way
-from fedpdpo.client.lora import lora_parameters, with_lora
-from fedpdpo.client.objective import explicit_margin, implicit_margin, pair_losses
-from fedpdpo.client.packing import Pack, grouped, pack
-from fedpdpo.client.policy import Policy
-from fedpdpo.client.preferences import Preference
-from fedpdpo.client.tokens import PairTokens, pair_tokens
+from fedpdpo.client.data.preferences import Preference
+from fedpdpo.client.data.tokens import PairTokens, pair_tokens
+from fedpdpo.client.model import logps
+from fedpdpo.client.model.layers import PATHS
+from fedpdpo.client.model.layers import Path as Way
+from fedpdpo.client.model.lora import lora_parameters, with_lora
+from fedpdpo.client.model.objective import explicit_margin, implicit_margin, pair_losses
+from fedpdpo.client.model.packing import Pack, grouped, pack
+from fedpdpo.client.model.policy import Policy
 from fedpdpo.common.run import Run
 from model import get_model
 from tiny import (

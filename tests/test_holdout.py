@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedpdpo.client.holdout import split
-from fedpdpo.client.preferences import Message, Preference
+from fedpdpo.client.data.holdout import split
+from fedpdpo.client.data.preferences import Message, Preference
 from fedpdpo.common.errors import BadData
 
 shares = st.floats(min_value=0.001, max_value=0.999)

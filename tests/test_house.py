@@ -46,7 +46,7 @@ def test_the_wheel_holds_all_four_roots_and_the_generated_code(tmp_path: Path) -
     "call",
     [
         "from fedpdpo.server.cli import main; main(['--help'])",
-        "from fedpdpo.client.command import main; main(['--help'])",
+        "from fedpdpo.client.tool.command import main; main(['--help'])",
         "from fedpdpo.client.cli import main; main(['--help'])",
     ],
 )

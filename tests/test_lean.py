@@ -11,8 +11,8 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from fedpdpo.client.lean import make_lean
-from fedpdpo.client.lora import lora_parameters
+from fedpdpo.client.model.lean import make_lean
+from fedpdpo.client.model.lora import lora_parameters
 from tiny import save_tiny_model
 
 #: Rounding, and next to none.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import tensor
 
-from fedpdpo.client.objective import (
+from fedpdpo.client.model.objective import (
     PairScores,
     accuracy,
     combined_margin,

@@ -7,8 +7,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fedpdpo.client.packing import Block, Pack, grouped, num_tokens, pack
-from fedpdpo.client.tokens import PairTokens
+from fedpdpo.client.data.tokens import PairTokens
+from fedpdpo.client.model.packing import Block, Pack, grouped, num_tokens, pack
 
 CPU = torch.device("cpu")
 Ids = tuple[int, ...]

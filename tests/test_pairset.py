@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fedpdpo.client.packing import Pack
-from fedpdpo.client.pairset import PairSet
-from fedpdpo.client.policy import Policy
-from fedpdpo.client.tokens import PairTokens
+from fedpdpo.client.data.tokens import PairTokens
+from fedpdpo.client.model.packing import Pack
+from fedpdpo.client.model.policy import Policy
+from fedpdpo.client.training.pairset import PairSet
 from tiny import CPU, save_tiny_model, tiny_pairs, tiny_pairset, tiny_policy, tiny_run
 
 

@@ -10,15 +10,15 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from fedpdpo.client.chat import Speaker
-from fedpdpo.client.command import main
-from fedpdpo.client.lora import SharedState, layout_of
-from fedpdpo.client.optimizer import LocalOptimizer
-from fedpdpo.client.packing import pack
-from fedpdpo.client.personal import export, load
-from fedpdpo.client.policy import Policy, private_parameters
+from fedpdpo.client.model.lora import SharedState, layout_of
+from fedpdpo.client.model.packing import pack
+from fedpdpo.client.model.policy import Policy, private_parameters
 from fedpdpo.client.state import ClientState, PrivateState
-from fedpdpo.client.training import train_round
+from fedpdpo.client.tool.chat import Speaker
+from fedpdpo.client.tool.command import main
+from fedpdpo.client.tool.personal import export, load
+from fedpdpo.client.training.local_round import train_round
+from fedpdpo.client.training.optimizer import LocalOptimizer
 from fedpdpo.common.errors import BadModel, BadState
 from fedpdpo.common.run import Run, TensorSpec
 from tiny import (

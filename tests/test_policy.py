@@ -9,16 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedpdpo.client import logps
-from fedpdpo.client.backbone import fingerprint
-from fedpdpo.client.evaluation import evaluate
-from fedpdpo.client.logps import response_logps
-from fedpdpo.client.optimizer import LocalOptimizer
-from fedpdpo.client.packing import pack
-from fedpdpo.client.policy import Policy
-from fedpdpo.client.private import PrivateHead
-from fedpdpo.client.tokens import PairTokens
-from fedpdpo.client.training import train_round
+from fedpdpo.client.data.tokens import PairTokens
+from fedpdpo.client.model import logps
+from fedpdpo.client.model.backbone import fingerprint
+from fedpdpo.client.model.logps import response_logps
+from fedpdpo.client.model.packing import pack
+from fedpdpo.client.model.policy import Policy
+from fedpdpo.client.model.private import PrivateHead
+from fedpdpo.client.training.evaluation import evaluate
+from fedpdpo.client.training.local_round import train_round
+from fedpdpo.client.training.optimizer import LocalOptimizer
 from fedpdpo.common.errors import BadModel
 from tiny import (
     CPU,

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from fedpdpo.client.backbone import dtype_of, load_backbone
-from fedpdpo.client.evaluation import evaluate
-from fedpdpo.client.optimizer import LocalOptimizer
-from fedpdpo.client.policy import Policy
-from fedpdpo.client.training import train_round
+from fedpdpo.client.model.backbone import dtype_of, load_backbone
+from fedpdpo.client.model.policy import Policy
+from fedpdpo.client.training.evaluation import evaluate
+from fedpdpo.client.training.local_round import train_round
+from fedpdpo.client.training.optimizer import LocalOptimizer
 from fedpdpo.common.errors import BadModel
 from tiny import CPU, save_tiny_model, tiny_backbone, tiny_pairs, tiny_pairset, tiny_run
 
@@ -51,7 +51,7 @@ def test_4_bits_without_bitsandbytes_say_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = save_tiny_model(tmp_path)
-    monkeypatch.setattr("fedpdpo.client.backbone.find_spec", lambda _: None)
+    monkeypatch.setattr("fedpdpo.client.model.backbone.find_spec", lambda _: None)
     with pytest.raises(BadModel, match=r"install this package with its extra \[quantized\]"):
         load_backbone(str(model), device=CPU, dtype=torch.float32, quantize="4bit")
 
@@ -59,7 +59,7 @@ def test_4_bits_without_bitsandbytes_say_what_to_install(
 def test_a_model_whose_layers_cannot_be_computed_twice_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedpdpo.client.policy.checkpoint_layers", lambda _: 0)
+    monkeypatch.setattr("fedpdpo.client.model.policy.checkpoint_layers", lambda _: 0)
     with pytest.raises(BadModel, match="cannot be checkpointed"):
         Policy(
             tiny_backbone(save_tiny_model(tmp_path)),

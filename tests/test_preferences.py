@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fedpdpo.client import records
-from fedpdpo.client.preferences import (
+from fedpdpo.client.data import records
+from fedpdpo.client.data.preferences import (
     Loaded,
     Message,
     Preference,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from processes import Program, Stage, stage, status, until
+from processes import Program, Stage, is_amid_training, stage, status, until
 from tiny import save_tiny_model, write_preferences
 
 pytestmark = pytest.mark.system
@@ -134,14 +134,6 @@ def test_a_round_cut_off_by_a_signal_goes_on_from_its_step_to_the_same_bits(
             kept = f"rounds/round-00003/{file}"
             assert (tmp_path / name / kept).read_bytes() == (undisturbed / name / kept).read_bytes()
         assert not (tmp_path / name / "unfinished").exists()
-
-
-def is_amid_training(port: int, client_id: str, *, round_number: int) -> bool:
-    for client in status(port).clients:
-        if client.client_id == client_id:
-            training = client.activity == f"training round {round_number}"
-            return training and 0.05 < client.progress < 0.8
-    return False
 
 
 def test_clients_wait_for_a_server_that_is_not_up_yet(

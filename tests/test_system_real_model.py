@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedpdpo.client.backbone import load_backbone
+from fedpdpo.client.model.backbone import load_backbone
 from model import WHEEL, extract, get_model
 from package import download
 from preferences import get_preferences

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
-from fedpdpo.client.preferences import Message, Preference
-from fedpdpo.client.tokens import pair_tokens
+from fedpdpo.client.data.preferences import Message, Preference
+from fedpdpo.client.data.tokens import pair_tokens
 from fedpdpo.common.errors import BadData
 from tiny import CHAT_TEMPLATE, tiny_tokenizer
 

@@ -11,18 +11,18 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from fedpdpo.client.crew import Crew
-from fedpdpo.client.evaluation import evaluate
 from fedpdpo.client.interrupt import Interruption
-from fedpdpo.client.layers import checkpoint_layers
-from fedpdpo.client.lora import SharedState
 from fedpdpo.client.machine import CoreShare, Neighbours
-from fedpdpo.client.optimizer import LocalOptimizer, Moments
-from fedpdpo.client.policy import Policy, private_parameters, put_private_parameters
-from fedpdpo.client.schedule import rate_factor, steps_of_round
+from fedpdpo.client.model.layers import checkpoint_layers
+from fedpdpo.client.model.lora import SharedState
+from fedpdpo.client.model.policy import Policy, private_parameters, put_private_parameters
 from fedpdpo.client.state import ClientState, PrivateState
 from fedpdpo.client.trainer import Trainer
-from fedpdpo.client.training import Point, num_pair_visits, train_round
+from fedpdpo.client.training.crew import Crew
+from fedpdpo.client.training.evaluation import evaluate
+from fedpdpo.client.training.local_round import Point, num_pair_visits, train_round
+from fedpdpo.client.training.optimizer import LocalOptimizer, Moments
+from fedpdpo.client.training.schedule import rate_factor, steps_of_round
 from fedpdpo.client.unfinished import Unfinished, UnfinishedRound
 from fedpdpo.common.errors import BadState
 from fedpdpo.common.run import MethodSettings

@@ -9,13 +9,13 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from fedpdpo.client.backbone import Backbone, load_backbone
-from fedpdpo.client.pairset import PairSet, keep_trunk, prepare
-from fedpdpo.client.policy import Policy
-from fedpdpo.client.preferences import Preference
-from fedpdpo.client.reference import ReferenceCache
-from fedpdpo.client.tokens import PairTokens, pair_tokens
-from fedpdpo.client.trunk import TrunkCache
+from fedpdpo.client.data.preferences import Preference
+from fedpdpo.client.data.tokens import PairTokens, pair_tokens
+from fedpdpo.client.model.backbone import Backbone, load_backbone
+from fedpdpo.client.model.policy import Policy
+from fedpdpo.client.training.pairset import PairSet, keep_trunk, prepare
+from fedpdpo.client.training.reference import ReferenceCache
+from fedpdpo.client.training.trunk import TrunkCache
 from fedpdpo.common.run import LoraSettings, MethodSettings, Run
 
 SPECIAL = ("<pad>", "<eos>", "<|im_start|>", "<|im_end|>")

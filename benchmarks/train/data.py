@@ -15,8 +15,8 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from fedpdpo.client.preferences import Message, Preference
-from fedpdpo.client.tokens import pair_tokens
+from fedpdpo.client.data.preferences import Message, Preference
+from fedpdpo.client.data.tokens import pair_tokens
 from fedpdpo.common.errors import BadData
 
 Pair = list[list[int]]

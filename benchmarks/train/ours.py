@@ -12,14 +12,14 @@ from pathlib import Path
 import torch
 
 from clock import Clock, peak_mib, resident_mib
-from fedpdpo.client.backbone import load_backbone
-from fedpdpo.client.optimizer import LocalOptimizer
-from fedpdpo.client.pairset import PairSet, keep_trunk, prepare
-from fedpdpo.client.policy import Policy
-from fedpdpo.client.reference import ReferenceCache
-from fedpdpo.client.tokens import PairTokens
-from fedpdpo.client.training import TrainingReport, train_round
-from fedpdpo.client.trunk import TrunkCache
+from fedpdpo.client.data.tokens import PairTokens
+from fedpdpo.client.model.backbone import load_backbone
+from fedpdpo.client.model.policy import Policy
+from fedpdpo.client.training.local_round import TrainingReport, train_round
+from fedpdpo.client.training.optimizer import LocalOptimizer
+from fedpdpo.client.training.pairset import PairSet, keep_trunk, prepare
+from fedpdpo.client.training.reference import ReferenceCache
+from fedpdpo.client.training.trunk import TrunkCache
 from fedpdpo.common.run import LoraSettings, MethodSettings, Run
 from job import Job, read_job, write_result
 from work import BOTTLENECK, HEAD_RANK, count, flops_of_job, tokens_of

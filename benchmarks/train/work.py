@@ -32,8 +32,8 @@ from typing import Any
 
 import torch
 
-from fedpdpo.client.packing import pack
-from fedpdpo.client.tokens import PairTokens
+from fedpdpo.client.data.tokens import PairTokens
+from fedpdpo.client.model.packing import pack
 from job import Job
 
 BOTTLENECK = 64

@@ -5,16 +5,13 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedpdpo.client.backbone import device_of
-from fedpdpo.client.crew import Crew
+from fedpdpo.client.data.preferences import Preference
 from fedpdpo.client.interrupt import Interruption
 from fedpdpo.client.link import Heart, Link
-from fedpdpo.client.lora import layout_of
 from fedpdpo.client.machine import CoreShare, Neighbours
-from fedpdpo.client.optimizer import LocalOptimizer
-from fedpdpo.client.pairset import PairSet
-from fedpdpo.client.policy import Policy
-from fedpdpo.client.preferences import Preference
+from fedpdpo.client.model.backbone import device_of
+from fedpdpo.client.model.lora import layout_of
+from fedpdpo.client.model.policy import Policy
 from fedpdpo.client.preparation import (
     client_seed,
     load_policy,
@@ -27,6 +24,9 @@ from fedpdpo.client.preparation import (
 from fedpdpo.client.settings import ClientSettings
 from fedpdpo.client.state import ClientState
 from fedpdpo.client.trainer import Trainer, round_key
+from fedpdpo.client.training.crew import Crew
+from fedpdpo.client.training.optimizer import LocalOptimizer
+from fedpdpo.client.training.pairset import PairSet
 from fedpdpo.client.unfinished import Unfinished
 from fedpdpo.client.worker import Worker
 from fedpdpo.common.errors import BadState

@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from fedpdpo.client.backbone import Backbone, device_of, dtype_of, load_backbone
-from fedpdpo.client.holdout import split
+from fedpdpo.client.data.holdout import split
+from fedpdpo.client.data.preferences import Preference, read_preferences
+from fedpdpo.client.data.tokens import PairTokens, pair_tokens
 from fedpdpo.client.link import Heart
-from fedpdpo.client.pairset import PairSet, keep_trunk, prepare
-from fedpdpo.client.policy import Policy
-from fedpdpo.client.preferences import Preference, read_preferences
+from fedpdpo.client.model.backbone import Backbone, device_of, dtype_of, load_backbone
+from fedpdpo.client.model.policy import Policy
 from fedpdpo.client.progress import working
-from fedpdpo.client.reference import ReferenceCache
 from fedpdpo.client.settings import ClientSettings
-from fedpdpo.client.tokens import PairTokens, pair_tokens
-from fedpdpo.client.trunk import TrunkCache
+from fedpdpo.client.training.pairset import PairSet, keep_trunk, prepare
+from fedpdpo.client.training.reference import ReferenceCache
+from fedpdpo.client.training.trunk import TrunkCache
 from fedpdpo.common.log import fields
 from fedpdpo.common.run import Run
 

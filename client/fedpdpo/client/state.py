@@ -27,8 +27,8 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fedpdpo.client.lora import SharedState
-from fedpdpo.client.training import TrainingReport
+from fedpdpo.client.model.lora import SharedState
+from fedpdpo.client.training.local_round import TrainingReport
 from fedpdpo.common.errors import BadState
 from fedpdpo.common.files import sha256_of, whole_file, whole_folder
 from fedpdpo.common.run import Closed, Run, check_client_id

@@ -6,16 +6,16 @@ import time
 
 import torch
 
-from fedpdpo.client.crew import Crew
 from fedpdpo.client.interrupt import Interruption
-from fedpdpo.client.lora import SharedState, layout_of
 from fedpdpo.client.machine import CoreShare
-from fedpdpo.client.optimizer import LocalOptimizer
-from fedpdpo.client.pairset import PairSet, Progress
-from fedpdpo.client.policy import Policy, private_parameters, put_private_parameters
-from fedpdpo.client.reference import pair_digest
+from fedpdpo.client.model.lora import SharedState, layout_of
+from fedpdpo.client.model.policy import Policy, private_parameters, put_private_parameters
 from fedpdpo.client.state import PrivateState
-from fedpdpo.client.training import BEGINNING, Point, train_round
+from fedpdpo.client.training.crew import Crew
+from fedpdpo.client.training.local_round import BEGINNING, Point, train_round
+from fedpdpo.client.training.optimizer import LocalOptimizer
+from fedpdpo.client.training.pairset import PairSet, Progress
+from fedpdpo.client.training.reference import pair_digest
 from fedpdpo.client.unfinished import Unfinished, UnfinishedRound
 from fedpdpo.common.log import fields
 from fedpdpo.common.run import Run

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fedpdpo.client.training import Point
+from fedpdpo.client.training.local_round import Point
 from fedpdpo.common.files import sha256_of, whole_folder
 from fedpdpo.common.log import fields
 

@@ -3,15 +3,15 @@
 import logging
 import math
 
-from fedpdpo.client.evaluation import evaluate
 from fedpdpo.client.link import Heart, Link
-from fedpdpo.client.lora import SharedState, layout_of
-from fedpdpo.client.pairset import PairSet
-from fedpdpo.client.policy import Policy
+from fedpdpo.client.model.lora import SharedState, layout_of
+from fedpdpo.client.model.policy import Policy
 from fedpdpo.client.progress import working
 from fedpdpo.client.state import ClientState, TrainedRound
 from fedpdpo.client.trainer import Trainer
-from fedpdpo.client.training import num_pair_visits
+from fedpdpo.client.training.evaluation import evaluate
+from fedpdpo.client.training.local_round import num_pair_visits
+from fedpdpo.client.training.pairset import PairSet
 from fedpdpo.common.errors import BadState, Diverged, NotOpen
 from fedpdpo.common.log import fields
 from fedpdpo.common.run import Run

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from fedpdpo.client.attention import BLOCKS
-from fedpdpo.client.packing import Pack
+from fedpdpo.client.model.attention import BLOCKS
+from fedpdpo.client.model.packing import Pack
 
 #: How a pack goes through the decoder, the fastest first: one sequence whose attention goes by
 #: pair; one sequence with a mask of T x T; each response with its prompt in a padded row.

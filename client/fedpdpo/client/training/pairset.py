@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fedpdpo.client.packing import Pack, grouped, pack
-from fedpdpo.client.policy import Policy
-from fedpdpo.client.reference import ReferenceCache
-from fedpdpo.client.tokens import PairTokens
-from fedpdpo.client.trunk import TrunkCache
+from fedpdpo.client.data.tokens import PairTokens
+from fedpdpo.client.model.packing import Pack, grouped, pack
+from fedpdpo.client.model.policy import Policy
+from fedpdpo.client.training.reference import ReferenceCache
+from fedpdpo.client.training.trunk import TrunkCache
 from fedpdpo.common.log import fields
 
 log = logging.getLogger(__name__)

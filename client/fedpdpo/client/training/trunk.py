@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedpdpo.client.packing import num_tokens
-from fedpdpo.client.reference import pair_digest
-from fedpdpo.client.tokens import PairTokens
+from fedpdpo.client.data.tokens import PairTokens
+from fedpdpo.client.model.packing import num_tokens
+from fedpdpo.client.training.reference import pair_digest
 from fedpdpo.common.files import whole_folder
 from fedpdpo.common.log import fields
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fedpdpo.client.policy import Policy
+from fedpdpo.client.model.policy import Policy
 from fedpdpo.common.errors import BadModel
 from fedpdpo.common.run import MethodSettings
 

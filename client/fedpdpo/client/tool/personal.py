@@ -12,9 +12,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from fedpdpo.client.backbone import Backbone, load_backbone
-from fedpdpo.client.lora import SharedState, peft_config
-from fedpdpo.client.policy import Policy, put_private_parameters
+from fedpdpo.client.model.backbone import Backbone, load_backbone
+from fedpdpo.client.model.lora import SharedState, peft_config
+from fedpdpo.client.model.policy import Policy, put_private_parameters
 from fedpdpo.client.state import ClientState, Identity
 from fedpdpo.common.errors import BadModel, BadState
 from fedpdpo.common.files import held, whole_folder

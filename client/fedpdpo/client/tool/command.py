@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 from rich.console import Console
 
-from fedpdpo.client import operator
+from fedpdpo.client.tool import operator
 from fedpdpo.common.errors import BadSettings
 from fedpdpo.common.settings import Settings, load_settings, nearest, run_program
 from fedpdpo.common.version import __version__
@@ -70,19 +70,19 @@ class EvalSettings(ModelSettings):
 
 
 def _chat(settings: ChatSettings, console: Console) -> None:
-    from fedpdpo.client import inspection
+    from fedpdpo.client.tool import inspection
 
     inspection.chat(console, **settings.model_dump())
 
 
 def _eval(settings: EvalSettings, console: Console) -> None:
-    from fedpdpo.client import inspection
+    from fedpdpo.client.tool import inspection
 
     inspection.evaluate_data(console, **settings.model_dump())
 
 
 def _export(settings: ExportSettings, console: Console) -> None:
-    from fedpdpo.client.personal import export
+    from fedpdpo.client.tool.personal import export
 
     export(settings.state_dir, settings.out)
     console.print(f"wrote {settings.out}; try: fedpdpo chat --model-dir {settings.out}")

@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fedpdpo.client.objective import (
+from fedpdpo.client.model.objective import (
     accuracy,
     combined_margin,
     explicit_margin,
     implicit_margin,
     pair_losses,
 )
-from fedpdpo.client.pairset import PairSet
-from fedpdpo.client.policy import Policy
+from fedpdpo.client.model.policy import Policy
+from fedpdpo.client.training.pairset import PairSet
 from fedpdpo.common.metrics import Metrics
 from fedpdpo.common.run import MethodSettings
 

@@ -6,15 +6,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from fedpdpo.client.backbone import device_of, dtype_of
-from fedpdpo.client.chat import Speaker, Turn
-from fedpdpo.client.evaluation import evaluate
-from fedpdpo.client.objective import accuracy
-from fedpdpo.client.pairset import prepare
-from fedpdpo.client.personal import load
-from fedpdpo.client.preferences import read_preferences
-from fedpdpo.client.reference import ReferenceCache
-from fedpdpo.client.tokens import pair_tokens
+from fedpdpo.client.data.preferences import read_preferences
+from fedpdpo.client.data.tokens import pair_tokens
+from fedpdpo.client.model.backbone import device_of, dtype_of
+from fedpdpo.client.model.objective import accuracy
+from fedpdpo.client.tool.chat import Speaker, Turn
+from fedpdpo.client.tool.personal import load
+from fedpdpo.client.training.evaluation import evaluate
+from fedpdpo.client.training.pairset import prepare
+from fedpdpo.client.training.reference import ReferenceCache
 
 
 def chat(

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from operator import itemgetter
 
-from fedpdpo.client.preferences import Preference
+from fedpdpo.client.data.preferences import Preference
 from fedpdpo.common.errors import BadData
 
 Part = tuple[Preference, ...]

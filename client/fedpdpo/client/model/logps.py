@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedpdpo.client.packing import Pack
-from fedpdpo.client.private import PrivateHead
+from fedpdpo.client.model.packing import Pack
+from fedpdpo.client.model.private import PrivateHead
 
 #: Logits that exist at a time, and the narrowest slice of the vocabulary: on a CPU a slice of the
 #: head and its logits stay in the cache for both products.

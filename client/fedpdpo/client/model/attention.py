@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
-from fedpdpo.client.packing import Pack
+from fedpdpo.client.model.packing import Pack
 
 #: The name of this attention in a transformers configuration.
 BLOCKS = "fedpdpo_blocks"

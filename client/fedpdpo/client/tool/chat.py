@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedpdpo.client.policy import Policy
+from fedpdpo.client.model.policy import Policy
 
 Turn = dict[str, str]
 

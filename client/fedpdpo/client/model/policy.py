@@ -11,15 +11,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fedpdpo.client.backbone import Backbone
-from fedpdpo.client.layers import PATHS, SplitDecoder, can_split, checkpoint_layers
-from fedpdpo.client.lean import make_lean
-from fedpdpo.client.logps import response_logps
-from fedpdpo.client.lora import lora_parameters, with_lora
-from fedpdpo.client.objective import PairScores
-from fedpdpo.client.packing import Pack, pack
-from fedpdpo.client.private import PrivateHead, PrivateParts
-from fedpdpo.client.tokens import PairTokens
+from fedpdpo.client.data.tokens import PairTokens
+from fedpdpo.client.model.backbone import Backbone
+from fedpdpo.client.model.layers import PATHS, SplitDecoder, can_split, checkpoint_layers
+from fedpdpo.client.model.lean import make_lean
+from fedpdpo.client.model.logps import response_logps
+from fedpdpo.client.model.lora import lora_parameters, with_lora
+from fedpdpo.client.model.objective import PairScores
+from fedpdpo.client.model.packing import Pack, pack
+from fedpdpo.client.model.private import PrivateHead, PrivateParts
 from fedpdpo.common.errors import BadModel, BadState
 from fedpdpo.common.log import fields
 from fedpdpo.common.run import Run

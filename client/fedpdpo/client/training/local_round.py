@@ -6,17 +6,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from fedpdpo.client.crew import Crew
-from fedpdpo.client.objective import (
+from fedpdpo.client.model.objective import (
     combined_margin,
     explicit_margin,
     implicit_margin,
     pair_losses,
 )
-from fedpdpo.client.optimizer import LocalOptimizer
-from fedpdpo.client.pairset import PairSet
-from fedpdpo.client.policy import Policy
-from fedpdpo.client.schedule import Step, rate_factor, steps_of_round
+from fedpdpo.client.model.policy import Policy
+from fedpdpo.client.training.crew import Crew
+from fedpdpo.client.training.optimizer import LocalOptimizer
+from fedpdpo.client.training.pairset import PairSet
+from fedpdpo.client.training.schedule import Step, rate_factor, steps_of_round
 from fedpdpo.common.log import fields
 from fedpdpo.common.run import Run
 

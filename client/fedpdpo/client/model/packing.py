@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fedpdpo.client.tokens import PairTokens
+from fedpdpo.client.data.tokens import PairTokens
 
 #: Rows of an attention block have at least this share of its longest row's queries and keys.
 _EVEN = 0.7

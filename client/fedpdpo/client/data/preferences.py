@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedpdpo.client.records import KEYS, Flaw, files_in, keys_shown, records_in
+from fedpdpo.client.data.records import KEYS, Flaw, files_in, keys_shown, records_in
 from fedpdpo.common.errors import BadData
 
 ROLES = ("system", "developer", "user", "assistant", "tool")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedpdpo.client.preferences import Message, Preference
+from fedpdpo.client.data.preferences import Message, Preference
 from fedpdpo.common.errors import BadData
 
 

@@ -1,0 +1,1 @@
+"""Preference pairs: read from files, held out, made into tokens."""

@@ -1,0 +1,1 @@
+"""The policy: frozen backbone, shared LoRA, private parts, and the fast exact way through it."""
