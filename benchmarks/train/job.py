@@ -13,7 +13,7 @@ class Job:
     """Pairs as token ids (prompt, chosen, rejected) and how to train on them.
 
     `last_layers` 0 puts LoRA into all layers. `precompute`, whether the reference is computed
-    beforehand, and `checkpointing` are for TRL alone; `private` and `head` for FedPDPO alone.
+    beforehand, is for TRL alone; `private` and `head` for FedPDPO alone.
     """
 
     model: str
@@ -26,9 +26,8 @@ class Job:
     learning_rate: float = 2e-4
     lora_rank: int = 16
     lora_alpha: int = 32
-    tokens_per_step: int = 768
+    tokens_per_step: int = 640
     precompute: bool = False
-    checkpointing: bool = False
     private: bool = False
     head: Literal["full", "lowrank", "frozen"] = "frozen"
 
