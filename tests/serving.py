@@ -151,7 +151,7 @@ class Client:
         num_pairs: int = 10,
         header: Mapping[str, Any] | None = None,
         chunks: list[payload_pb2.PayloadChunk] | None = None,
-    ) -> pb.PushDeltaResponse:
+    ) -> pb.DeltaCounted:
         """Push a delta; `header` and `chunks` replace what an honest client would send."""
         payload = content if isinstance(content, bytes) else save(dict(content))
         told: dict[str, Any] = {
@@ -176,12 +176,15 @@ class Client:
             for piece in pieces:
                 yield pb.PushDeltaRequest(chunk=piece)
 
-        return self.stub.PushDelta(messages(), timeout=30)
+        *_, last = self.stub.PushDelta(messages(), timeout=30)
+        return last.counted
 
-    def pull(self, version: int) -> list[pb.PullAdapterResponse]:
+    def pull(
+        self, version: int, held: payload_pb2.PayloadHeld | None = None
+    ) -> list[pb.PullAdapterResponse]:
         """All messages of an adapter."""
         request = pb.PullAdapterRequest(
-            run_id=self.run_id, client_id=self.name, adapter_version=version
+            run_id=self.run_id, client_id=self.name, adapter_version=version, held=held
         )
         return list(self.stub.PullAdapter(request, timeout=30))
 

@@ -1,25 +1,31 @@
-"""The aggregation rule: worked numbers, order of arrival, finite values."""
+"""The aggregation rule: worked numbers, windows, memory, finite values."""
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from fedpdpo.common.errors import BadPayload
-from fedpdpo.server.averaging import SpooledDelta, averaged, check_finite, initial_adapter
+from fedpdpo.common.tensorfile import Array
+from fedpdpo.server import averaging
+from fedpdpo.server.averaging import SpooledDelta, initial_adapter
 from serving import LAYOUT, tensors
 
 
-def spooled(folder: Path, name: str, value: float, num_pairs: int) -> SpooledDelta:
+def spooled(folder: Path, name: str, value: float, weight: float) -> SpooledDelta:
     path = folder / f"{name}.safetensors"
     save_file(tensors(value), path)
-    return SpooledDelta(path, num_pairs)
+    return SpooledDelta(path, weight)
+
+
+def averaged(
+    adapter: Path, deltas: Sequence[SpooledDelta], *, server_lr: float
+) -> dict[str, Array]:
+    return dict(averaging.averaged(adapter, deltas, LAYOUT, server_lr=server_lr))
 
 
 @pytest.fixture
@@ -30,46 +36,26 @@ def adapter(tmp_path: Path) -> Path:
 
 
 def test_the_mean_is_weighted_by_pairs(tmp_path: Path, adapter: Path) -> None:
-    deltas = {"a": spooled(tmp_path, "a", 4.0, 1), "b": spooled(tmp_path, "b", 8.0, 3)}
+    deltas = [spooled(tmp_path, "a", 4.0, 1), spooled(tmp_path, "b", 8.0, 3)]
     for tensor in averaged(adapter, deltas, server_lr=1.0).values():
         assert (tensor == 1.0 + (4.0 + 3 * 8.0) / 4).all()
 
 
 def test_a_delta_that_all_clients_send_is_added_as_it_is(tmp_path: Path, adapter: Path) -> None:
-    deltas = {name: spooled(tmp_path, name, 0.1, pairs) for name, pairs in (("a", 3), ("b", 7))}
+    deltas = [spooled(tmp_path, name, 0.1, pairs) for name, pairs in (("a", 3), ("b", 7))]
     for tensor in averaged(adapter, deltas, server_lr=1.0).values():
         assert (tensor == np.float32(1.0 + np.float64(np.float32(0.1)))).all()
 
 
 def test_the_servers_step_scales_the_mean(tmp_path: Path, adapter: Path) -> None:
-    deltas = {"a": spooled(tmp_path, "a", 4.0, 5)}
+    deltas = [spooled(tmp_path, "a", 4.0, 5)]
     for tensor in averaged(adapter, deltas, server_lr=0.5).values():
         assert (tensor == 3.0).all()
 
 
 def test_without_deltas_the_adapter_stays(adapter: Path) -> None:
-    for tensor in averaged(adapter, {}, server_lr=1.0).values():
+    for tensor in averaged(adapter, [], server_lr=1.0).values():
         assert (tensor == 1.0).all()
-
-
-@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
-@given(
-    values=st.lists(
-        st.tuples(st.floats(-1, 1, width=32), st.integers(1, 10**6)), min_size=2, max_size=6
-    ),
-    shuffled=st.randoms(use_true_random=False),
-)
-def test_the_order_of_arrival_changes_no_bit(
-    tmp_path: Path, adapter: Path, values: list[tuple[float, int]], shuffled: st.DrawFn
-) -> None:
-    deltas = [
-        (f"client{number}", spooled(tmp_path, f"client{number}", value, weight))
-        for number, (value, weight) in enumerate(values)
-    ]
-    first = averaged(adapter, dict(deltas), server_lr=1.0)
-    shuffled.shuffle(deltas)  # type: ignore[attr-defined]
-    second = averaged(adapter, dict(deltas), server_lr=1.0)
-    assert all(np.array_equal(first[name], second[name]) for name in first)
 
 
 MEASURE = """
@@ -77,12 +63,15 @@ import resource, sys
 import subprocess
 import sys
 from pathlib import Path
+from fedpdpo.common.layout import LoraLayout
 from fedpdpo.server.averaging import SpooledDelta, averaged
 folder = Path(sys.argv[1])
-deltas = {path.name: SpooledDelta(path, 1) for path in folder.glob("delta-*")}
+layout = LoraLayout((("m.0.q.lora_A.weight", (16, 16_384)),))
+deltas = [SpooledDelta(path, 1) for path in folder.glob("delta-*")]
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-averaged(folder / "adapter", deltas, server_lr=1.0)
+for _ in averaged(folder / "adapter", deltas, layout, server_lr=1.0):
+    pass
 print(len(deltas), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
@@ -104,22 +93,24 @@ def test_memory_and_open_files_do_not_grow_with_the_number_of_clients(tmp_path: 
 
 
 def test_a_mean_that_is_not_finite_is_refused(tmp_path: Path, adapter: Path) -> None:
-    deltas = {"a": spooled(tmp_path, "a", 3e38, 1)}
+    deltas = [spooled(tmp_path, "a", 3e38, 1)]
     with pytest.raises(BadPayload, match="lower --server-lr"):
         averaged(adapter, deltas, server_lr=10.0)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_value_that_is_not_finite_is_named_by_its_tensor(tmp_path: Path, value: float) -> None:
-    content = tensors(0.0)
-    content["m.0.q.lora_B.weight"][1, 1] = value
-    save_file(content, tmp_path / "delta")
-    with pytest.raises(BadPayload, match=r"m\.0\.q\.lora_B\.weight holds NaN or infinity"):
-        check_finite(tmp_path / "delta")
+@pytest.mark.parametrize("most", [1, 7, 2**23])
+def test_windows_of_any_size_give_the_same(
+    tmp_path: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(averaging, "_WINDOW", most)
+    deltas = [spooled(tmp_path, "a", 4.0, 1), spooled(tmp_path, "b", 8.0, 3)]
+    found = averaged(adapter, deltas, server_lr=1.0)
+    assert list(found) == [name for name, _ in LAYOUT.shapes]
+    assert all((tensor == 8.0).all() for tensor in found.values())
 
 
 def test_the_first_adapter_adds_nothing_and_is_the_same_for_a_seed() -> None:
-    first, again, other = (initial_adapter(LAYOUT, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (dict(initial_adapter(LAYOUT, seed=seed)) for seed in (1, 1, 2))
     a, b = "m.0.q.lora_A.weight", "m.0.q.lora_B.weight"
     assert not first[b].any()
     assert 0 < np.abs(first[a]).max() <= 3**-0.5

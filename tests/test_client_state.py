@@ -157,7 +157,9 @@ def test_a_file_with_anything_private_in_it_is_never_pushed(tmp_path: Path) -> N
     trained = save(opened(tmp_path), 1)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.settimeout(0.2)
-        link = Link(f"127.0.0.1:{listening.getsockname()[1]}", "ada", connect_timeout_s=0)
+        link = Link(
+            f"127.0.0.1:{listening.getsockname()[1]}", "ada", connect_timeout_s=0, stall_s=1
+        )
         for name in ("private", "optimizer"):
             private = replace(trained, delta=trained.delta.with_name(f"{name}.safetensors"))
             with pytest.raises(BadPayload, match="which the run's LoRA lacks"):

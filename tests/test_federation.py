@@ -11,7 +11,14 @@ import pytest
 from rich.console import Console
 from safetensors.numpy import load_file, save
 
-from fedpdpo.common.errors import BadState, Mismatch, NotFound, NotOpen, StorageFull
+from fedpdpo.common.errors import (
+    AlreadyPushed,
+    BadState,
+    Mismatch,
+    NotFound,
+    NotOpen,
+    StorageFull,
+)
 from fedpdpo.common.layout import LoraLayout
 from fedpdpo.common.metrics import Metrics
 from fedpdpo.common.table import status_table
@@ -43,7 +50,9 @@ class World:
     def open(self) -> None:
         self.store = Store(self.folder)
         wanted = settings(self.folder, **self.values)
-        self.federation = Federation(self.store, wanted, clock=lambda: self.now)
+        self.federation = Federation(
+            self.store, wanted, clock=lambda: self.now, ticks=lambda: self.now
+        )
         self.intake = Intake(self.federation)
 
     def reopen(self) -> None:
@@ -221,7 +230,7 @@ def test_a_server_that_dies_while_averaging_averages_the_same_deltas(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(steps, "publish", die)
+        patched.setattr(steps, "write_adapter", die)
         with pytest.raises(KeyboardInterrupt):
             step(world.federation)
     world.reopen()
@@ -241,12 +250,12 @@ def test_an_average_that_was_broken_off_comes_out_the_same_to_the_bit(
         world.push("bea", 1, 0.3, num_pairs=11)
         world.push("ada", 1, 0.1, num_pairs=7)
 
-    def die(_: object, path: Path) -> None:
+    def die(path: Path, *_: object) -> None:
         path.write_bytes(b"half of a file")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(steps, "save_file", die)
+        patched.setattr(steps, "write_tensors", die)
         with pytest.raises(KeyboardInterrupt):
             step(broken.federation)
     broken.reopen()
@@ -268,7 +277,7 @@ def test_a_full_disk_stops_the_step_and_it_can_be_tried_again(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(steps, "save_file", full)
+        patched.setattr(steps, "write_tensors", full)
         with pytest.raises(StorageFull):
             step(world.federation)
     world.settle()
@@ -309,14 +318,125 @@ def test_a_delta_still_on_its_way_when_its_round_is_averaged_is_late(tmp_path: P
     world.store.close()
 
 
-def test_only_deltas_of_averaged_rounds_are_forgotten(world: World) -> None:
+def test_only_deltas_that_an_average_needs_are_kept(world: World) -> None:
     rounds = (9, 10, 99_999, 100_000)
+    names = ("ada.safetensors", ".bea.safetensors.00.part")
     for number in rounds:
-        path = world.store.delta_path(number, "ada")
-        path.parent.mkdir(parents=True)
-        path.touch()
-    world.store.forget_deltas(99_999)
-    assert [number for number in rounds if world.store.round_folder(number).exists()] == [100_000]
+        folder = world.store.round_folder(number)
+        folder.mkdir(parents=True)
+        for name in names:
+            (folder / name).touch()
+    world.store.keep_deltas({world.store.delta_path(10, "ada")}, from_round=99_999)
+    kept = [
+        (number, name)
+        for number in rounds
+        for name in names
+        if (world.store.round_folder(number) / name).exists()
+    ]
+    assert kept == [(10, names[0]), (99_999, names[1]), (100_000, names[1])]
+    assert not world.store.round_folder(9).exists()
+
+
+@pytest.mark.parametrize("order", [("ada", "bea", "cyd"), ("cyd", "bea", "ada")])
+def test_the_order_of_arrival_changes_no_bit(tmp_path: Path, order: tuple[str, ...]) -> None:
+    world = World(tmp_path, min_clients=3)
+    begin(world, "ada", "bea", "cyd")
+    values = {"ada": (0.1, 7), "bea": (0.3, 11), "cyd": (-0.7, 1009)}
+    for name in order:
+        world.push(name, 1, values[name][0], num_pairs=values[name][1])
+    world.settle()
+    total = np.float64(0)
+    for value, pairs in values.values():
+        total += pairs * np.float64(np.float32(value))
+    assert world.adapter(1) == float(np.float32(total / 1027))
+    world.store.close()
+
+
+def test_more_are_asked_than_are_waited_for(tmp_path: Path) -> None:
+    world = World(tmp_path, sample_clients=3, close_after=2)
+    begin(world, "ada", "bea", "cyd", "dan")
+    with world.federation.reading() as ledger:
+        opened = ledger.open_round()
+        assert opened is not None
+        asked = opened.sampled
+    assert len(asked) == 3
+    for name in asked[:2]:
+        world.push(name, 1, 1.0)
+    world.settle()
+    assert world.adapter(1) == 1.0
+    with pytest.raises(NotOpen, match="round 1 is not open"):
+        world.push(asked[2], 1, 9.0)
+    world.store.close()
+
+
+def test_a_late_delta_is_folded_into_the_open_round_and_counts_less(tmp_path: Path) -> None:
+    world = World(tmp_path, rounds=3, close_after=2, late="fold", max_staleness=1)
+    begin(world, "ada", "bea", "cyd")
+    world.push("ada", 1, 1.0)
+    world.push("bea", 1, 1.0)
+    world.settle()
+    for name in ("ada", "bea"):
+        world.evaluate(name, 1)
+    assert world.task("ada") == Train(2)
+    world.push("cyd", 1, 4.0)
+    world.push("cyd", 1, 4.0)
+    assert world.store.delta_path(1, "cyd").exists()
+    world.reopen()
+    world.settle()
+    assert world.phase is Phase.TRAINING
+    world.push("ada", 2, 1.0)
+    world.settle()
+    late = 2**-0.5
+    assert world.adapter(2) == pytest.approx(1.0 + (4.0 * late + 1.0) / (late + 1.0))
+    assert world.events.count("delta_received") == 4
+    assert not world.store.delta_path(1, "cyd").exists()
+    with pytest.raises(AlreadyPushed):
+        world.push("cyd", 1, 5.0)
+    world.store.close()
+
+
+def test_a_delta_that_is_too_old_or_not_asked_for_is_not_folded(tmp_path: Path) -> None:
+    world = World(tmp_path, rounds=4, close_after=1, late="fold", max_staleness=1)
+    begin(world, "ada", "bea")
+    for number in (1, 2):
+        world.push("ada", number, 1.0)
+        world.settle()
+        world.evaluate("ada", number)
+        world.settle()
+    with pytest.raises(NotOpen, match="round 1 is not open, round 3 is open"):
+        world.push("bea", 1, 1.0)
+    world.join("cyd")
+    with pytest.raises(NotOpen, match="did not ask cyd"):
+        world.push("cyd", 2, 1.0)
+    world.push("bea", 2, 1.0)
+    world.store.close()
+
+
+def test_nothing_is_folded_into_a_round_that_does_not_follow(tmp_path: Path) -> None:
+    world = World(tmp_path, rounds=1, close_after=1, late="fold")
+    begin(world, "ada", "bea")
+    world.push("ada", 1, 1.0)
+    world.settle()
+    with pytest.raises(NotOpen, match="no round follows"):
+        world.push("bea", 1, 1.0)
+    world.store.close()
+
+
+def test_a_client_without_progress_is_not_waited_for_but_may_still_answer(tmp_path: Path) -> None:
+    world = World(tmp_path, progress_deadline_s=10, client_timeout_s=1000)
+    begin(world, "ada", "bea")
+    world.push("ada", 1, 1.0)
+    for progress in (0.1, 0.2, 0.3):
+        world.now += 9
+        heartbeat(world.federation, "bea", activity="training round 1", progress=progress)
+        world.settle()
+        assert world.phase is Phase.TRAINING
+    world.now += 11
+    heartbeat(world.federation, "bea", activity="training round 1", progress=0.3)
+    assert world.task("bea") == Train(1)
+    world.settle()
+    assert world.adapter(1) == 1.0
+    world.store.close()
 
 
 def test_the_deadline_begins_anew_with_the_server(tmp_path: Path) -> None:

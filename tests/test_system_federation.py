@@ -2,9 +2,6 @@
 
 import signal
 import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from processes import Program, Stage, is_amid_training, stage, status, until
+from proxy import proxied
 from tiny import save_tiny_model, write_preferences
 
 pytestmark = pytest.mark.system
@@ -151,57 +149,6 @@ def test_clients_wait_for_a_server_that_is_not_up_yet(
             assert program.ends() == 0, program.output
 
 
-class Tap:
-    """Forwards connections to a server and keeps every byte that clients send."""
-
-    def __init__(self, port: int) -> None:
-        self._target = port
-        self._sent: list[bytes] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    @property
-    def sent(self) -> bytes:
-        return b"".join(self._sent)
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            server = socket.create_connection(("127.0.0.1", self._target))
-            for source, target, keep in ((client, server, True), (server, client, False)):
-                threading.Thread(
-                    target=self._forward, args=(source, target, keep), daemon=True
-                ).start()
-
-    def _forward(self, source: socket.socket, target: socket.socket, keep: bool) -> None:
-        try:
-            while piece := source.recv(65536):
-                if keep:
-                    self._sent.append(piece)
-                target.sendall(piece)
-        except OSError:
-            pass
-        finally:
-            source.close()
-            target.close()
-
-    def close(self) -> None:
-        self._listener.close()
-
-
-@contextmanager
-def tapped(port: int) -> Iterator[Tap]:
-    tap = Tap(port)
-    try:
-        yield tap
-    finally:
-        tap.close()
-
-
 def windows(values: bytes, *, length: int = 16, step: int = 16) -> list[bytes]:
     pieces = (values[at : at + length] for at in range(0, len(values) - length + 1, step))
     return [piece for piece in pieces if len(set(piece)) > 4]
@@ -213,11 +160,11 @@ def test_no_private_tensor_and_no_text_is_ever_sent(tmp_path: Path, model: Path)
     write_preferences(data, seed=9, num=40, taste="warm", opening=secret)
     with stage(tmp_path) as on:
         server, port = on.server("--model", model, "--min-clients", 1, "--rounds", 2, *METHOD)
-        with tapped(port) as tap:
+        with proxied(port) as tap:
             client = on.client("ada", tap.port, data)
             assert client.ends() == 0, client.output
             assert server.ends() == 0, server.output
-            sent = tap.sent
+            sent = tap.up
     state = tmp_path / "ada/rounds/round-00002"
     delta = windows((state / "delta.safetensors").read_bytes()[-4096:])
     assert sum(piece in sent for piece in delta) > 0.9 * len(delta), "the tap misses what is sent"
@@ -240,3 +187,22 @@ def test_no_private_tensor_and_no_text_is_ever_sent(tmp_path: Path, model: Path)
 
 def windows_of_text(line: str) -> list[str]:
     return [line[at : at + 12] for at in range(0, len(line) - 12, 6)]
+
+
+@pytest.mark.parametrize("encoding", ["bfloat16", "int8", "topk"])
+def test_a_run_with_encoded_deltas_ends_and_keeps_what_they_leave_out(
+    tmp_path: Path, model: Path, data: dict[str, Path], encoding: str
+) -> None:
+    with stage(tmp_path) as on:
+        server, port = on.server(
+            "--model", model, "--min-clients", 2, "--rounds", 2, *METHOD,
+            "--encoding", encoding, "--topk-share", 0.1, "--zstd",
+        )  # fmt: skip
+        clients = [on.client(name, port, data[name]) for name in ("ada", "bea")]
+        for program in (*clients, server):
+            assert program.ends() == 0, program.output
+    sizes = {path.stat().st_size for path in tmp_path.rglob("delta.safetensors")}
+    whole = len((tmp_path / "server/adapters/version-00002.safetensors").read_bytes())
+    assert max(sizes) < {"bfloat16": 0.7, "int8": 0.6, "topk": 0.5}[encoding] * whole
+    left_out = load_file(tmp_path / "ada/rounds/round-00002/residual.safetensors")
+    assert any(np.abs(tensor).max() > 0 for tensor in left_out.values())

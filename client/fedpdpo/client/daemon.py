@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedpdpo.client.data.preferences import Preference
+from fedpdpo.client.heart import Heart
 from fedpdpo.client.interrupt import Interruption
-from fedpdpo.client.link import Heart, Link
+from fedpdpo.client.link import Link
 from fedpdpo.client.machine import CoreShare, Neighbours
 from fedpdpo.client.model.backbone import device_of
 from fedpdpo.client.model.lora import layout_of
@@ -78,7 +79,12 @@ def _lead(
     settings, crew = process.settings, process.crew
     closing.enter_context(held(settings.state_dir))
     state = ClientState(settings.state_dir, client_id=settings.client_id)
-    link = Link(settings.server, state.client_id, connect_timeout_s=settings.connect_timeout_s)
+    link = Link(
+        settings.server,
+        state.client_id,
+        connect_timeout_s=settings.connect_timeout_s,
+        stall_s=settings.stall_timeout_s,
+    )
     closing.callback(link.close)
     run = link.get_run()
     model = settings.model or run.model

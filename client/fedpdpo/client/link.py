@@ -4,9 +4,8 @@ Only counts, metrics, names and files of the LoRA layout go through here.
 """
 
 import logging
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
@@ -15,14 +14,16 @@ import grpc
 from tenacity import RetryCallState, Retrying, wait_random_exponential
 
 from fedpdpo.client.state import TrainedRound
-from fedpdpo.common.errors import NotOpen, Refused, WrongDigest
+from fedpdpo.client.transfer import Moved, pull, push
+from fedpdpo.common.encoding import DeltaFormat, Encoding
+from fedpdpo.common.errors import CutOff, NotOpen, Refused, Stalled, WrongDigest
 from fedpdpo.common.files import sha256_of
-from fedpdpo.common.layout import LoraLayout, check_payload
+from fedpdpo.common.layout import LoraLayout
 from fedpdpo.common.log import fields
 from fedpdpo.common.metrics import Metrics
-from fedpdpo.common.payload import Receiver, chunks_of
 from fedpdpo.common.run import Run
-from fedpdpo.common.statuses import RETRIED
+from fedpdpo.common.statuses import RETRIED, again_in_s
+from fedpdpo.common.tensorfile import check_file
 from fedpdpo.common.wire import layout_to_messages, run_from_message
 from fedpdpo.v1 import federation_pb2 as pb
 from fedpdpo.v1 import metrics_pb2, payload_pb2
@@ -32,11 +33,20 @@ log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
+Note = Callable[[str], None]
+
+
+def _unseen(_: object) -> None:
+    pass
+
+
 _POLL_S = 30.0
 _MAX_WAIT_S = 20.0
 _CALL_S = 60.0
-_TRANSFER_S = 3600.0
 _TRIES_IF_BROKEN = 5
+
+#: Failures of a transfer on this side that the next try may not meet.
+_PASSING = (WrongDigest, CutOff, Stalled)
 _OPTIONS = [
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 20_000),
@@ -49,10 +59,18 @@ class Link:
     """A connection to the server of one run. Close it when done.
 
     A server that cannot be reached is waited for: without end once the run was joined, and for
-    `connect_timeout_s` before. Every other failure is raised as Refused with the server's words.
+    `connect_timeout_s` before. A transfer on which nothing moved for `stall_s` is tried again.
+    Every other failure is raised as Refused with the server's words. `note` is told what is waited
+    for, and with an empty text that it is over.
     """
 
-    def __init__(self, server: str, client_id: str, *, connect_timeout_s: float) -> None:
+    def __init__(
+        self, server: str, client_id: str, *, connect_timeout_s: float, stall_s: float
+    ) -> None:
+        self.note: Note = _unseen
+        self.format = DeltaFormat()
+        self._zstd = False
+        self._stall_s = stall_s
         self._server = server
         self._client_id = client_id
         self._run_id = ""
@@ -81,7 +99,7 @@ class Link:
         num_train_pairs: int,
         num_eval_pairs: int,
     ) -> Run:
-        """Enter the run; gives it with fingerprints and layout fixed."""
+        """Enter the run; gives it with fingerprints and layout fixed, and sets `format`."""
         request = pb.JoinRequest(
             run_id=self._run_id,
             client_id=self._client_id,
@@ -90,9 +108,14 @@ class Link:
             lora_layout=layout_to_messages(layout),
             num_train_pairs=num_train_pairs,
             num_eval_pairs=num_eval_pairs,
+            encodings=list(Encoding),
+            zstd=True,
         )
         response = self._call("Join", lambda: self._stub.Join(request, timeout=_CALL_S))
         self._give_up_at = None
+        agreed = response.format
+        self.format = DeltaFormat(Encoding(agreed.encoding), agreed.topk_share)
+        self._zstd = agreed.zstd
         return run_from_message(response.run)
 
     def assignment(self) -> pb.GetAssignmentResponse:
@@ -105,34 +128,28 @@ class Link:
             "GetAssignment", lambda: self._stub.GetAssignment(request, timeout=timeout)
         )
 
-    def pull(self, version: int, path: Path, layout: LoraLayout) -> None:
-        """Fetch a global adapter to `path`, whole and checked. Raises BadPayload or StorageFull."""
+    def pull(self, version: int, path: Path, layout: LoraLayout, moved: Moved = _unseen) -> None:
+        """Fetch a global adapter to `path`, whole and checked, going on from what came before.
+
+        `moved` is told how many bytes are here. Raises BadPayload or StorageFull.
+        """
         request = pb.PullAdapterRequest(
             run_id=self._run_id, client_id=self._client_id, adapter_version=version
         )
-        self._call("PullAdapter", lambda: self._receive(request, path, layout))
+        self._call(
+            "PullAdapter",
+            lambda: pull(self._stub, request, path, layout, stall_s=self._stall_s, moved=moved),
+        )
 
-    def _receive(self, request: pb.PullAdapterRequest, path: Path, layout: LoraLayout) -> None:
-        parts = self._stub.PullAdapter(request, timeout=_TRANSFER_S)
-        header = next(parts, pb.PullAdapterResponse()).header
-        with Receiver(
-            path,
-            num_bytes=header.num_bytes,
-            sha256=header.sha256,
-            max_bytes=layout.max_payload_bytes,
-        ) as receiver:
-            for part in parts:
-                receiver.write(part.chunk.offset, part.chunk.data)
-            receiver.finish()
-            receiver.keep()
-
-    def push(self, trained: TrainedRound, layout: LoraLayout) -> None:
+    def push(self, trained: TrainedRound, layout: LoraLayout, moved: Moved = _unseen) -> None:
         """Send the delta of a trained round; returns when the server has it for good.
 
-        Raises BadPayload, and sends nothing, where the file holds anything but the layout's
-        tensors; NotOpen where the server no longer takes it.
+        `moved` is told how many bytes are on their way. Raises BadPayload, and sends nothing, where
+        the file holds anything but the layout's tensors; NotOpen where the server no longer takes
+        it.
         """
-        check_payload(trained.delta, layout)
+        path = trained.delta
+        check_file(path, self.format.contents(layout))
         header = pb.DeltaHeader(
             run_id=self._run_id,
             client_id=self._client_id,
@@ -140,18 +157,21 @@ class Link:
             num_pairs=trained.num_pairs,
             report=metrics_pb2.TrainingReport(**asdict(trained.report)),
             payload=payload_pb2.PayloadHeader(
-                num_bytes=trained.delta.stat().st_size, sha256=sha256_of(trained.delta)
+                num_bytes=path.stat().st_size, sha256=sha256_of(path)
             ),
         )
-
-        def parts() -> Iterator[pb.PushDeltaRequest]:
-            yield pb.PushDeltaRequest(header=header)
-            for offset, data in chunks_of(trained.delta):
-                chunk = payload_pb2.PayloadChunk(offset=offset, data=data)
-                yield pb.PushDeltaRequest(chunk=chunk)
-
         try:
-            self._call("PushDelta", lambda: self._stub.PushDelta(parts(), timeout=_TRANSFER_S))
+            self._call(
+                "PushDelta",
+                lambda: push(
+                    self._stub,
+                    header,
+                    path,
+                    zstd=self._zstd,
+                    stall_s=self._stall_s,
+                    moved=moved,
+                ),
+            )
         except Refused as error:
             if error.code in ("FAILED_PRECONDITION", "ALREADY_EXISTS"):
                 raise NotOpen(str(error)) from error
@@ -200,12 +220,16 @@ class Link:
     def _call(self, method: str, attempt: Callable[[], R]) -> R:
         retrying = Retrying(
             retry=self._may_pass,
-            wait=wait_random_exponential(multiplier=0.5, max=_MAX_WAIT_S),
+            wait=_wait_s,
             before_sleep=lambda state: self._say_waiting(method, state),
             reraise=True,
         )
         try:
-            return retrying(attempt)
+            found = retrying(attempt)
+            self.note("")
+            return found
+        except (Stalled, CutOff) as error:
+            raise Refused(f"{self._server}: {error}") from error
         except grpc.RpcError as error:
             message = f"{self._server}: {_reason(error)}"
             raise Refused(message, code=_code(error).name) from error
@@ -217,18 +241,29 @@ class Link:
             broken = code is grpc.StatusCode.INTERNAL and state.attempt_number < _TRIES_IF_BROKEN
             if code not in RETRIED and not broken:
                 return False
-        elif not isinstance(error, WrongDigest):
+        elif not isinstance(error, _PASSING):
             return False
         return self._give_up_at is None or time.monotonic() < self._give_up_at
 
     def _say_waiting(self, method: str, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
-        reason = _reason(error) if isinstance(error, grpc.RpcError) else repr(error)
+        reason = _reason(error) if isinstance(error, grpc.RpcError) else str(error)
+        self.note(f"waiting for the server: {reason}")
         wait_s = state.next_action.sleep if state.next_action else 0.0
         log.warning(
             fields("waiting_for_server", server=self._server, method=method,
                    attempt=state.attempt_number, again_in_s=wait_s, reason=reason)
         )  # fmt: skip
+
+
+_jitter_s = wait_random_exponential(multiplier=0.5, max=_MAX_WAIT_S)
+
+
+def _wait_s(state: RetryCallState) -> float:
+    """Full jitter, capped, after the delay that the server asks for if it does."""
+    error = state.outcome.exception() if state.outcome else None
+    asked_s = again_in_s(error) if isinstance(error, grpc.RpcError) else 0.0
+    return asked_s + _jitter_s(state)
 
 
 def _code(error: grpc.RpcError) -> grpc.StatusCode:
@@ -246,27 +281,3 @@ def _reason(error: grpc.RpcError) -> str:
 
 def _details(error: grpc.RpcError) -> str:
     return (error.details() or "no details") if isinstance(error, grpc.Call) else repr(error)
-
-
-class Heart:
-    """Beats in a thread of its own while the client works; use it as a context manager."""
-
-    def __init__(self, link: Link, *, every_s: float) -> None:
-        self.activity = ""
-        self.progress = 0.0
-        self._link = link
-        self._every_s = every_s
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._beat, daemon=True)
-
-    def __enter__(self) -> "Heart":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _beat(self) -> None:
-        while not self._stop.wait(self._every_s):
-            self._link.heartbeat(activity=self.activity, progress=self.progress)

@@ -9,7 +9,7 @@ import torch
 from fedpdpo.client.data.holdout import split
 from fedpdpo.client.data.preferences import Preference, read_preferences
 from fedpdpo.client.data.tokens import PairTokens, pair_tokens
-from fedpdpo.client.link import Heart
+from fedpdpo.client.heart import Heart
 from fedpdpo.client.model.backbone import Backbone, device_of, dtype_of, load_backbone
 from fedpdpo.client.model.policy import Policy
 from fedpdpo.client.progress import working
@@ -22,7 +22,7 @@ from fedpdpo.common.run import Run
 
 log = logging.getLogger(__name__)
 
-_TOKENS_PER_STEP = {"cpu": 768}
+_TOKENS_PER_STEP = {"cpu": 640}
 
 
 def read_pairs(

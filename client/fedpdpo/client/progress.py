@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fedpdpo.client.link import Heart
+from fedpdpo.client.heart import Heart
 from fedpdpo.common.log import console, fields
 
 log = logging.getLogger(__name__)

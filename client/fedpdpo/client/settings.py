@@ -60,7 +60,7 @@ class ClientSettings(DaemonSettings):
     tokens_per_step: int = Field(
         0,
         ge=0,
-        description="tokens that go through the model at once; 0 means 768 on a CPU, 4096 on a GPU",
+        description="tokens that go through the model at once; 0 means 640 on a CPU, 4096 on a GPU",
     )
     trunk_cache_gib: float = Field(
         2.0, ge=0, description="disk for what the frozen layers make of the pairs; 0: none"
@@ -69,6 +69,9 @@ class ClientSettings(DaemonSettings):
         300.0, ge=0, description="seconds between saved steps of a round; 0 saves every step"
     )
     heartbeat_s: float = Field(10.0, gt=0, description="seconds between signs of life")
+    stall_timeout_s: float = Field(
+        60.0, gt=0, description="seconds without a byte after which a transfer is tried again"
+    )
     connect_timeout_s: float = Field(
         600.0,
         ge=0,

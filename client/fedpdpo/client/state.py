@@ -4,8 +4,9 @@
     STATE_DIR/rounds/round-00003/               what round 3 left: all of it or none
         private.safetensors                     head, bottleneck and reward head
         optimizer.safetensors                   their moments
-        delta.safetensors                       the LoRA delta, kept until a later round is here
-        state.json                              round, report and the digests of the three
+        delta.safetensors                       the LoRA delta as it is sent
+        residual.safetensors                    what its encoding left out, if it did
+        state.json                              round, report and the digests of the others
     STATE_DIR/adapters/version-00003.safetensors  global adapters
     STATE_DIR/unfinished/                       the step saved last of the round in training
     STATE_DIR/reference.safetensors             the reference's log-probabilities, computed once
@@ -27,8 +28,10 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fedpdpo.client.feedback import write_delta
 from fedpdpo.client.model.lora import SharedState
 from fedpdpo.client.training.local_round import TrainingReport
+from fedpdpo.common.encoding import DeltaFormat
 from fedpdpo.common.errors import BadState
 from fedpdpo.common.files import sha256_of, whole_file, whole_folder
 from fedpdpo.common.run import Closed, Run, check_client_id
@@ -36,6 +39,7 @@ from fedpdpo.common.settings import explain
 
 _KEPT_ROUNDS = 2
 _PARTS = ("private", "optimizer", "delta")
+_EXACT = DeltaFormat()
 
 
 class Identity(Closed):
@@ -117,19 +121,25 @@ class ClientState:
         delta: SharedState,
         num_pairs: int,
         report: TrainingReport,
+        fmt: DeltaFormat = _EXACT,
     ) -> TrainedRound:
-        """Keep what a round left, durably and as a whole. Raises StorageFull."""
+        """Keep what a round left, durably and as a whole; the delta as it travels.
+
+        Raises StorageFull.
+        """
         folder = self.folder / "rounds" / f"round-{number:05d}"
+        earlier = self._round_folders()
         with whole_folder(folder) as partial:
             save_file(private.parameters, partial / "private.safetensors")
             save_file(private.moments, partial / "optimizer.safetensors")
-            delta.write(partial / "delta.safetensors")
+            write_delta(partial, delta, fmt, before=earlier[-1] if earlier else None)
             state = {
                 "round": number,
                 "num_pairs": num_pairs,
                 "report": asdict(report),
                 "sha256": {
-                    part: sha256_of(partial / f"{part}.safetensors").hex() for part in _PARTS
+                    path.stem: sha256_of(path).hex()
+                    for path in sorted(partial.glob("*.safetensors"))
                 },
             }
             (partial / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
@@ -147,11 +157,13 @@ class ClientState:
             return None
         folder = folders[-1]
         state = _read_json(folder / "state.json")
-        for part in _PARTS:
-            path = folder / f"{part}.safetensors"
+        digests = state.get("sha256")
+        written = digests if isinstance(digests, dict) else {}
+        for part in {**dict.fromkeys(_PARTS), **written}:
+            path = folder / f"{Path(part).name}.safetensors"
             try:
-                intact = sha256_of(path).hex() == state["sha256"][part]
-            except (OSError, KeyError, TypeError):
+                intact = sha256_of(path).hex() == written.get(part)
+            except OSError:
                 intact = False
             if not intact:
                 before = f"; without {folder} it goes on from {folders[-2].name}" * (

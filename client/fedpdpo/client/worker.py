@@ -3,7 +3,8 @@
 import logging
 import math
 
-from fedpdpo.client.link import Heart, Link
+from fedpdpo.client.heart import Heart
+from fedpdpo.client.link import Link
 from fedpdpo.client.model.lora import SharedState, layout_of
 from fedpdpo.client.model.policy import Policy
 from fedpdpo.client.progress import working
@@ -15,6 +16,7 @@ from fedpdpo.client.training.pairset import PairSet
 from fedpdpo.common.errors import BadState, Diverged, NotOpen
 from fedpdpo.common.log import fields
 from fedpdpo.common.run import Run
+from fedpdpo.common.tensorfile import Contents
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +77,9 @@ class Worker:
         layout = layout_of(self._policy.peft_model)
         path = self._state.adapter_path(version)
         if self._pulled != version:
-            self._link.pull(version, path, layout)
+            size = Contents.of(layout).num_bytes
+            with self._heart.moving(f"fetching adapter {version}", num_bytes=size) as moved:
+                self._link.pull(version, path, layout, moved)
             self._pulled = version
         shared = SharedState.read(path, layout)
         shared.put_into(self._policy.peft_model)
@@ -91,12 +95,14 @@ class Worker:
             )
         if last is None or last.number < number:
             last = self._trained = self._trained_round(number)
+        size = last.delta.stat().st_size
         try:
-            self._link.push(last, layout_of(self._policy.peft_model))
+            with self._heart.moving(f"sending round {number}", num_bytes=size) as moved:
+                self._link.push(last, layout_of(self._policy.peft_model), moved)
         except NotOpen as error:
             log.warning(fields("delta_not_taken", round=number, reason=error))
         else:
-            log.info(fields("pushed", round=number, bytes=last.delta.stat().st_size))
+            log.info(fields("pushed", round=number, bytes=size))
 
     def _trained_round(self, number: int) -> TrainedRound:
         start = self._pull(number - 1)
@@ -116,7 +122,12 @@ class Worker:
         log.info(fields("trained", round=number, loss=report.loss, accuracy=report.accuracy,
                         dropped_steps=point.dropped))  # fmt: skip
         trained = self._state.save_round(
-            number, private=private, delta=delta, num_pairs=len(self._train), report=report
+            number,
+            private=private,
+            delta=delta,
+            num_pairs=len(self._train),
+            report=report,
+            fmt=self._link.format,
         )
         self._trainer.forget_unfinished()
         return trained

@@ -9,7 +9,11 @@
     ├── BadRequest         a message whose fields are malformed
     ├── BadPayload         a payload whose tensors, chunks or values are wrong
     │   ├── TooLarge       more bytes than the layout has
-    │   └── WrongDigest    bytes that are not those announced
+    │   ├── WrongDigest    bytes that are not those announced
+    │   └── CutOff         fewer bytes than were announced; those that came are kept
+    ├── Stalled            a transfer on which nothing moved for a while
+    ├── Superseded         a transfer that another one of the same client took over
+    ├── Busy               a server that serves others first; carries when to ask again
     ├── StorageFull        a write that failed for want of space; the old state stays
     ├── Mismatch           another run, backbone, tokenizer or layout than the run's
     ├── NotOpen            a round that is closed, not yet open, or asked of others
@@ -59,6 +63,26 @@ class TooLarge(BadPayload):
 
 class WrongDigest(BadPayload):
     """Bytes that are not those announced."""
+
+
+class CutOff(BadPayload):
+    """Fewer bytes than were announced; those that came are kept."""
+
+
+class Stalled(FedPDPOError):
+    """A transfer on which nothing moved for a while."""
+
+
+class Superseded(FedPDPOError):
+    """A transfer that another one of the same client took over."""
+
+
+class Busy(FedPDPOError):
+    """A server that serves others first; `again_in_s` is when to ask again."""
+
+    def __init__(self, message: str, *, again_in_s: float) -> None:
+        super().__init__(message)
+        self.again_in_s = again_in_s
 
 
 class StorageFull(FedPDPOError):

@@ -1,4 +1,4 @@
-"""The LoRA layout: which tensors are shared, and how a payload of them is checked.
+"""The LoRA layout: which tensors are shared.
 
 A shape is a tuple of sizes. Every shared tensor is float32.
 """
@@ -6,16 +6,12 @@ A shape is a tuple of sizes. Every shared tensor is float32.
 import re
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
-from fedpdpo.common.errors import BadPayload, BadRequest
+from fedpdpo.common.errors import BadRequest
 
 _MAX_TENSORS = 100_000
 _MAX_NAME_CHARS = 512
 _MAX_ELEMENTS = 2**34
-_HEADER_BYTES_PER_TENSOR = 160
 
 
 @dataclass(frozen=True)
@@ -43,17 +39,6 @@ class LoraLayout:
             if not name.endswith((".lora_A.weight", ".lora_B.weight")):
                 raise BadRequest(f"the LoRA layout names {name}, which is no LoRA matrix")
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all tensors together, without a file header."""
-        return sum(4 * prod(shape) for _, shape in self.shapes)
-
-    @property
-    def max_payload_bytes(self) -> int:
-        """No payload of this layout is larger than this."""
-        names = sum(len(name.encode()) for name, _ in self.shapes)
-        return self.num_bytes + names + _HEADER_BYTES_PER_TENSOR * (len(self.shapes) + 16)
-
     def difference(self, other: "LoraLayout") -> str:
         """The first thing in which another layout differs, for people; empty where none does."""
         mine, theirs = dict(self.shapes), dict(other.shapes)
@@ -65,33 +50,6 @@ class LoraLayout:
 
 def _show(shape: tuple[int, ...] | None) -> str:
     return "absent" if shape is None else f"of shape {list(shape)}"
-
-
-def check_payload(path: Path, layout: LoraLayout) -> None:
-    """Check that a safetensors file holds exactly the layout's tensors.
-
-    Reads the header only; the safetensors reader refuses overlapping, negative and missing
-    offsets. Raises BadPayload, which names the first tensor that is wrong.
-    """
-    expected = dict(layout.shapes)
-    try:
-        with safe_open(path, framework="numpy") as file:
-            found = set(file.keys())
-            if foreign := sorted(found - expected.keys()):
-                raise BadPayload(
-                    f"the payload holds {foreign[0][:200]}, which the run's LoRA lacks"
-                )
-            if missing := sorted(expected.keys() - found):
-                raise BadPayload(f"the payload lacks {missing[0]}")
-            for name, shape in layout.shapes:
-                view = file.get_slice(name)
-                if view.get_dtype() != "F32" or tuple(view.get_shape()) != shape:
-                    raise BadPayload(
-                        f"the payload's {name} is {view.get_dtype()} {view.get_shape()}, "
-                        f"the run's is F32 {list(shape)}"
-                    )
-    except SafetensorError as error:
-        raise BadPayload(f"the payload is not a valid safetensors file: {error}") from error
 
 
 def layer_numbers(layout: LoraLayout) -> set[int]:

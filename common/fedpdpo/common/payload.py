@@ -1,89 +1,163 @@
-"""Payloads on their way: files cut into chunks, chunks checked and put together again."""
+"""Payloads on their way: files cut into chunks, chunks checked and put together again.
+
+What came of a payload that was cut off stays beside its place, named by its digest:
+
+    FOLDER/.NAME.DIGEST.part
+"""
 
 import contextlib
 import hashlib
-import secrets
+import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-from fedpdpo.common.errors import BadPayload, TooLarge, WrongDigest
+import zstandard
+
+from fedpdpo.common.errors import (
+    BadPayload,
+    CutOff,
+    FedPDPOError,
+    Stalled,
+    TooLarge,
+    WrongDigest,
+)
 from fedpdpo.common.files import space_checked, sync
+from fedpdpo.common.tensorfile import Contents, Inspector
 
-CHUNK_BYTES = 1024 * 1024
+CHUNK_BYTES = 2**20
+
+#: After so many bytes what came is forced to the disk and counts as held.
+SYNC_BYTES = 2**24
 
 
-def chunks_of(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Cut a file into (offset, data) pieces of at most CHUNK_BYTES, in order."""
-    offset = 0
+def chunks_of(path: Path, *, begin: int = 0) -> Iterator[tuple[int, bytes]]:
+    """Cut a file from `begin` on into (offset, data) pieces of at most CHUNK_BYTES, in order."""
+    offset = begin
     with path.open("rb") as file:
+        file.seek(begin)
         while data := file.read(CHUNK_BYTES):
             yield offset, data
             offset += len(data)
 
 
-class Receiver:
-    """Puts chunks together at a temporary path, checking order, size and digest as they come.
+def pack(data: bytes, *, zstd: bool) -> bytes:
+    """A piece as it travels: as it is, or as one zstd frame."""
+    return zstandard.compress(data) if zstd else data
 
-    Use it as a context manager; unless `finish` succeeded, leaving it removes what was received.
-    Raises BadPayload for a malformed announcement, TooLarge for one above `max_bytes`.
+
+def unpacked(data: bytes, *, zstd: bool) -> bytes:
+    """A piece as it was. Raises BadPayload where a frame is damaged, or holds too much."""
+    if not zstd:
+        return data
+    try:
+        told = zstandard.get_frame_parameters(data).content_size
+        if not 0 < told <= CHUNK_BYTES:
+            raise BadPayload(f"a zstd frame tells {told} bytes; 1 to {CHUNK_BYTES} are allowed")
+        return zstandard.decompress(data)
+    except zstandard.ZstdError as error:
+        raise BadPayload(f"a chunk is no zstd frame: {error}") from error
+
+
+class Receiver:
+    """Puts the chunks of a payload of known contents together at `path`.
+
+    Order, size, digest, tensors and values are checked as the bytes come. Use it as a context
+    manager: entering takes up what an earlier receiver of the same payload left, and leaving keeps
+    what came, unless it is wrong, not wanted or the disk is full. Raises BadPayload for a malformed
+    announcement, TooLarge for one of more bytes than its contents have.
     """
 
-    def __init__(self, path: Path, *, num_bytes: int, sha256: bytes, max_bytes: int) -> None:
-        if num_bytes > max_bytes:
-            raise TooLarge(f"the payload has {num_bytes} bytes, the run's adapter {max_bytes}")
+    def __init__(self, path: Path, *, num_bytes: int, sha256: bytes, contents: Contents) -> None:
+        if num_bytes > contents.max_payload_bytes:
+            raise TooLarge(
+                f"the payload has {num_bytes} bytes, the run's adapter {contents.max_payload_bytes}"
+            )
         if num_bytes < 8 or len(sha256) != 32:
             raise BadPayload(
                 f"the payload header announces {num_bytes} bytes and a digest of "
                 f"{len(sha256)} bytes; 8 and 32 are the least"
             )
         self.path = path
-        self._partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+        self.held = 0
+        self._part = part_of(path, sha256)
         self._num_bytes = num_bytes
         self._sha256 = sha256
+        self._contents = contents
+        self._lock = threading.Lock()
+        self._begin()
+
+    def _begin(self) -> None:
         self._received = 0
         self._digest = hashlib.sha256()
-        self._kept = False
+        self._inspector = Inspector(self._contents, num_bytes=self._num_bytes)
 
     def __enter__(self) -> "Receiver":
         with space_checked(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._partial.open("wb")
+            for other in parts_of(self.path):
+                if other != self._part:
+                    other.unlink(missing_ok=True)
+            self._file = self._part.open("a+b")
+        self._take_up()
         return self
 
-    def write(self, offset: int, data: bytes) -> None:
-        """Take the next chunk. Raises BadPayload, TooLarge or StorageFull."""
-        if offset != self._received:
-            raise BadPayload(f"a chunk begins at byte {offset}, expected {self._received}")
-        if not 0 < len(data) <= CHUNK_BYTES:
-            raise BadPayload(f"a chunk has {len(data)} bytes; 1 to {CHUNK_BYTES} are allowed")
-        if offset + len(data) > self._num_bytes:
+    def _take_up(self) -> None:
+        """Check what an earlier receiver left; begin anew where it is wrong."""
+        self._file.seek(0)
+        try:
+            while data := self._file.read(CHUNK_BYTES):
+                self._check(data)
+        except BadPayload:
+            self._file.truncate(0)
+            self._begin()
+        self._file.seek(0, os.SEEK_END)
+        self._sync()
+
+    def write(self, offset: int, data: bytes) -> bool:
+        """Take the next chunk; gives whether more is held since. Raises BadPayload, StorageFull."""
+        with self._lock:
+            if offset != self._received:
+                raise BadPayload(f"a chunk begins at byte {offset}, expected {self._received}")
+            if not 0 < len(data) <= CHUNK_BYTES:
+                raise BadPayload(f"a chunk has {len(data)} bytes; 1 to {CHUNK_BYTES} are allowed")
+            self._check(data)
+            with space_checked(self.path):
+                self._file.write(data)
+            if self._received - self.held < SYNC_BYTES:
+                return False
+            self._sync()
+            return True
+
+    def _check(self, data: bytes) -> None:
+        if self._received + len(data) > self._num_bytes:
             raise TooLarge(f"more than the {self._num_bytes} bytes announced were sent")
+        self._inspector.feed(data)
         self._digest.update(data)
-        with space_checked(self.path):
-            self._file.write(data)
         self._received += len(data)
 
-    def finish(self) -> Path:
-        """Check size and digest and force the bytes to the disk; gives the temporary path.
-
-        The caller checks what they mean, then calls `keep`. Raises WrongDigest or StorageFull.
-        """
-        if self._received < self._num_bytes:
-            raise WrongDigest(f"{self._received} of the {self._num_bytes} bytes announced came")
-        if self._digest.digest() != self._sha256:
-            raise WrongDigest("the payload's SHA-256 differs from the one announced")
+    def _sync(self) -> None:
         with space_checked(self.path):
             self._file.flush()
-            sync(self._partial)
-        return self._partial
+            os.fsync(self._file.fileno())
+        self.held = self._received
+
+    def finish(self) -> None:
+        """Check that all came and force it to the disk. Raises BadPayload or StorageFull."""
+        with self._lock:
+            if self._received < self._num_bytes:
+                raise CutOff(f"{self._received} of the {self._num_bytes} bytes announced came")
+            if self._digest.digest() != self._sha256:
+                raise WrongDigest("the payload's SHA-256 differs from the one announced")
+            self._inspector.finish()
+            self._sync()
 
     def keep(self) -> None:
-        """Give the received file its name, durably. Raises StorageFull."""
+        """Give the finished file its name, durably. Raises StorageFull."""
         with space_checked(self.path):
-            self._partial.replace(self.path)
+            self._part.replace(self.path)
             sync(self.path.parent)
-        self._kept = True
 
     def __exit__(
         self,
@@ -91,7 +165,26 @@ class Receiver:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with contextlib.suppress(OSError):  # a full disk fails here again; `finish` has told
+        useless = isinstance(error, FedPDPOError) and not isinstance(error, (CutOff, Stalled))
+        with self._lock, contextlib.suppress(OSError):  # a full disk fails here again
             self._file.close()
-        if not self._kept:
-            self._partial.unlink(missing_ok=True)
+        if useless:
+            self._part.unlink(missing_ok=True)
+
+
+def part_of(path: Path, sha256: bytes) -> Path:
+    """Where the bytes of a payload lie until it is whole."""
+    return path.with_name(f".{path.name}.{sha256.hex()}.part")
+
+
+def parts_of(path: Path) -> list[Path]:
+    """What came of payloads for a place and is not whole yet."""
+    return list(path.parent.glob(f".{path.name}.*.part"))
+
+
+def held_of(path: Path) -> tuple[int, bytes]:
+    """What came of a payload for a place: how many bytes, and the digest of the whole."""
+    for part in parts_of(path):
+        with contextlib.suppress(ValueError):
+            return part.stat().st_size, bytes.fromhex(part.name.split(".")[-2])
+    return 0, b""

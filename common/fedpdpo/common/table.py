@@ -44,13 +44,16 @@ def _clients(seen: operator_pb2.GetStatusResponse) -> Table:
             doing = f"delta of round {seen.round} is in"
         else:
             doing = client.activity
+        said = Text(doing)
+        for remark in client.remarks:
+            said.append(f"\n{remark}", "yellow")
         table.add_row(
             client.client_id,
             str(client.num_train_pairs),
             decimal(client.bytes_received),
             decimal(client.bytes_sent),
             f"{client.last_seen_s:.0f} s ago",
-            Text(doing),
+            said,
             ProgressBar(total=1.0, completed=client.progress, width=20) if client.activity else "",
         )
     return table

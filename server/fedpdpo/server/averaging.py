@@ -1,73 +1,80 @@
 """The aggregation rule: theta' = theta + eta * sum_i w_i d_i, with w_i = n_i / sum_j n_j.
 
-FedAvg over LoRA deltas, equation [8] of docs/method.md. Deltas are read from disk one after another
-and summed in float64 in the order of the clients' ids, so the result has the same bits whatever the
-order of arrival. The memory needed is one adapter, its sum in float64 and one delta, however many
-clients there are: no more than one delta's file is open at a time.
+FedAvg over LoRA deltas, equation [8] of docs/method.md. The adapter is made window by window of its
+tensors; for each window the deltas are read from disk one after another and summed in float64 in
+the order given, which is that of the clients' ids and not of arrival, so that it gives the same
+bits. w_i has a factor less than 1 for a delta that was trained from an older adapter. The
+memory needed is one window, however large the adapter and however many clients there are, and no
+more than one file is open at a time.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.numpy import load_file
 
+from fedpdpo.common.encoding import decoder
 from fedpdpo.common.errors import BadPayload
 from fedpdpo.common.layout import LoraLayout
+from fedpdpo.common.tensorfile import Array, TensorReader
 
-Array = NDArray[np.float32]
+#: Numbers in a window, unless one tensor has more: 64 MiB as float64.
+_WINDOW = 2**23
 
 
 @dataclass(frozen=True)
 class SpooledDelta:
-    """A client's delta on disk and the number of pairs it was trained on."""
+    """A delta on disk and what it weighs: its pairs, less where its adapter was old."""
 
     path: Path
-    num_pairs: int
+    weight: float
 
 
-def initial_adapter(layout: LoraLayout, *, seed: int) -> dict[str, Array]:
+def initial_adapter(layout: LoraLayout, *, seed: int) -> Iterator[tuple[str, Array]]:
     """The first adapter: A uniform in +-1/sqrt(fan_in), B zero, so that LoRA adds nothing yet."""
     rng = np.random.default_rng(seed)
-    adapter: dict[str, Array] = {}
     for name, shape in layout.shapes:
         if name.endswith(".lora_B.weight"):
-            adapter[name] = np.zeros(shape, np.float32)
+            yield name, np.zeros(shape, np.float32)
         else:
             bound = shape[1] ** -0.5
-            adapter[name] = rng.uniform(-bound, bound, shape).astype(np.float32)
-    return adapter
+            yield name, rng.uniform(-bound, bound, shape).astype(np.float32)
 
 
 def averaged(
-    adapter: Path, deltas: Mapping[str, SpooledDelta], *, server_lr: float
-) -> dict[str, Array]:
-    """The next adapter from the present one and the deltas by client id; without any, the same.
+    adapter: Path, deltas: Sequence[SpooledDelta], layout: LoraLayout, *, server_lr: float
+) -> Iterator[tuple[str, Array]]:
+    """The next adapter from the present one and the deltas in their order; without any, the same.
 
-    Raises BadPayload where the result is not finite.
+    Gives its tensors by name in the layout's order. Raises BadPayload where one is not finite.
     """
-    total_pairs = sum(delta.num_pairs for delta in deltas.values())
-    present = load_file(adapter)
-    weighted = {name: np.zeros(theta.shape, np.float64) for name, theta in present.items()}
-    for _, delta in sorted(deltas.items()):
-        with safe_open(delta.path, framework="numpy") as file:
-            for name, total in weighted.items():
-                total += delta.num_pairs * file.get_tensor(name).astype(np.float64)
-    with np.errstate(over="ignore"):
-        for name, total in weighted.items():
-            step = server_lr * (total / max(total_pairs, 1))
-            present[name] = (present[name] + step).astype(np.float32)
-            if not np.isfinite(present[name]).all():
+    total_weight = sum(delta.weight for delta in deltas) or 1.0
+    present = TensorReader(adapter)
+    for names in _windows(layout):
+        sums = {name: np.zeros(shape, np.float64) for name, shape in names.items()}
+        for delta in deltas:
+            read = decoder(TensorReader(delta.path), layout)
+            for name, total in sums.items():
+                total += delta.weight * read(name).astype(np.float64)
+        for name, total in sums.items():
+            with np.errstate(over="ignore"):
+                step = server_lr * (total / total_weight)
+                following = (present.read(name) + step).astype(np.float32)
+            if not np.isfinite(following).all():
                 raise BadPayload(f"averaging made {name} infinite; lower --server-lr")
-    return present
+            yield name, following
 
 
-def check_finite(path: Path) -> None:
-    """Raise BadPayload, naming the tensor, where a value is NaN or infinite."""
-    with safe_open(path, framework="numpy") as file:
-        for name in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
-            if not np.isfinite(file.get_tensor(name)).all():
-                raise BadPayload(f"the payload's {name} holds NaN or infinity")
+def _windows(layout: LoraLayout) -> Iterator[dict[str, tuple[int, ...]]]:
+    """The layout's tensors in its order, in groups of at most _WINDOW numbers."""
+    window: dict[str, tuple[int, ...]] = {}
+    size = 0
+    for name, shape in layout.shapes:
+        if window and size + prod(shape) > _WINDOW:
+            yield window
+            window, size = {}, 0
+        window[name] = shape
+        size += prod(shape)
+    yield window

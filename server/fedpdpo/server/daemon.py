@@ -55,7 +55,9 @@ async def serve(
     """
     with held(settings.state_dir), contextlib.closing(Store(settings.state_dir)) as store:
         changes = Changes()
-        federation = Federation(store, settings, clock=time.time, notify=changes.ring)
+        federation = Federation(
+            store, settings, clock=time.time, ticks=time.monotonic, notify=changes.ring
+        )
         server, healthy, port = await _listening(federation, changes, settings)
         await server.start()
         started(port)

@@ -12,15 +12,19 @@ from contextlib import contextmanager
 from fedpdpo.common.errors import Mismatch
 from fedpdpo.server.ledger import ENDED, Ledger
 from fedpdpo.server.presence import Presence
-from fedpdpo.server.rounds import Phase
+from fedpdpo.server.rounds import Phase, Turnout
 from fedpdpo.server.runs import open_run
 from fedpdpo.server.settings import ServerSettings
-from fedpdpo.server.store import Store
+from fedpdpo.server.store import RoundRow, Store
 from fedpdpo.server.tasks import Evaluate, Finish, Task, Train, Wait
 
 
 class Federation:
-    """One run. `clock` gives seconds since the epoch; `notify` is called after every change.
+    """One run. `clock` gives seconds since the epoch, `ticks` seconds that never jump.
+
+    Ages and deadlines are counted in `ticks`, from when this process first saw what they are of;
+    so neither a clock that is set nor the time when no server ran counts. `notify` is called after
+    every change.
 
     Raises Mismatch where the state directory holds a run with other settings.
     """
@@ -31,6 +35,7 @@ class Federation:
         settings: ServerSettings,
         *,
         clock: Callable[[], float],
+        ticks: Callable[[], float],
         notify: Callable[[], None] = lambda: None,
     ) -> None:
         self.store = store
@@ -38,10 +43,11 @@ class Federation:
         self.clock = clock
         self.notify = notify
         self.run = open_run(store, settings)
-        self.presence = Presence(clock, timeout_s=settings.client_timeout_s)
+        self._ticks = ticks
+        self._first_seen: dict[str, float] = {}
+        self.presence = Presence(ticks, timeout_s=settings.client_timeout_s)
         self.lock = threading.RLock()
-        with self.reading() as ledger:
-            store.forget_deltas(ledger.version() or 0)
+        self.forget_deltas()
 
     @contextmanager
     def reading(self) -> Iterator[Ledger]:
@@ -55,6 +61,40 @@ class Federation:
         with self.lock, self.store.session() as session, session.begin():
             yield Ledger(session, clock=self.clock, num_rounds=self.run.num_rounds)
         self.notify()
+
+    def forget_deltas(self) -> None:
+        """Remove the deltas that no average needs any more."""
+        with self.reading() as ledger:
+            following = (ledger.version() or 0) + 1
+            path_of = self.store.delta_path
+            wanted = {path_of(row.round_number, row.client_id) for row in ledger.deltas(following)}
+            self.store.keep_deltas(wanted, from_round=self.oldest_round(following))
+
+    def oldest_round(self, following: int) -> int:
+        """The oldest round whose deltas may count in the average of round `following`."""
+        if self.settings.late == "drop":
+            return following
+        return max(1, following - self.settings.max_staleness)
+
+    def turnout(self, ledger: Ledger, opened: RoundRow) -> Turnout:
+        """How a round stands; clients that show no progress are not awaited."""
+        since_s = self._seen_at(f"round {opened.number}")
+        patience_s = self.settings.progress_deadline_s
+        stuck = [
+            client_id
+            for client_id in opened.sampled
+            if self.presence.still_s(client_id, since_s=since_s) > patience_s
+        ]
+        return ledger.turnout(opened, stuck=stuck)
+
+    def age_s(self, what: str) -> float:
+        """Seconds since this process first asked for the age of something."""
+        return self._ticks() - self._seen_at(what)
+
+    def _seen_at(self, what: str) -> float:
+        if what not in self._first_seen:
+            self._first_seen = {what: self._ticks()}
+        return self._first_seen[what]
 
     def check_run(self, run_id: str) -> None:
         """Raise Mismatch for another run's id."""
@@ -86,10 +126,14 @@ class Federation:
             if client_id not in ledger.evaluators(version):
                 return Evaluate(version)
             opened = ledger.open_round()
-            asked = opened is not None and client_id in ledger.turnout(opened).awaited
+            asked = opened is not None and self._is_asked(ledger, opened, client_id)
             if opened is not None and asked and not opened.closing:
                 return Train(opened.number)
             return Wait(self.waiting_for(ledger))
+
+    @staticmethod
+    def _is_asked(ledger: Ledger, opened: RoundRow, client_id: str) -> bool:
+        return client_id in opened.sampled and client_id not in ledger.answered(opened.number)
 
     def waiting_for(self, ledger: Ledger) -> str:
         """What the run waits for, for people; empty when it has ended."""
@@ -99,9 +143,13 @@ class Federation:
         if opened is not None and opened.closing:
             return f"the average of round {opened.number}"
         if opened is not None:
-            turnout, quorum = ledger.turnout(opened), self.settings.quorum
+            turnout, quorum = self.turnout(ledger, opened), self.settings.quorum
             if not turnout.awaited:
-                return f"{turnout.required(quorum)} deltas; {len(turnout.pushed)} came, others left"
+                gone = ", ".join(sorted(turnout.sampled & turnout.gone - turnout.pushed))
+                return (
+                    f"{turnout.required(quorum)} deltas; {len(turnout.pushed)} came, "
+                    f"gone or stuck: {gone}"
+                )
             return f"deltas of {', '.join(turnout.awaited)}"
         if phase is Phase.EVALUATING:
             return f"evaluations of {', '.join(self.unmeasured(ledger)) or 'nobody'}"

@@ -7,16 +7,16 @@ from typing import Any
 from fedpdpo.common.errors import BadPayload, BadRequest
 from fedpdpo.common.layout import LoraLayout
 from fedpdpo.common.metrics import Metrics
-from fedpdpo.common.payload import chunks_of
 from fedpdpo.common.run import check_client_id
 from fedpdpo.common.wire import run_to_message
-from fedpdpo.server import membership, outlet
+from fedpdpo.server import membership
 from fedpdpo.server.changes import Changes
+from fedpdpo.server.exchange import Exchange
 from fedpdpo.server.federation import Federation
 from fedpdpo.server.intake import Announced, Intake
 from fedpdpo.server.tasks import Evaluate, Finish, Task, Train, Wait
 from fedpdpo.v1 import federation_pb2 as pb
-from fedpdpo.v1 import metrics_pb2, payload_pb2
+from fedpdpo.v1 import metrics_pb2
 from fedpdpo.v1.federation_pb2_grpc import FederationServiceServicer
 
 _MAX_WAIT_S = 60.0
@@ -28,6 +28,7 @@ class FederationService(FederationServiceServicer):
     def __init__(self, federation: Federation, changes: Changes) -> None:
         self._federation = federation
         self._intake = Intake(federation)
+        self._exchange = Exchange(federation, self._intake)
         self._changes = changes
 
     def _known(self, request: Any) -> str:
@@ -49,9 +50,12 @@ class FederationService(FederationServiceServicer):
             layout=LoraLayout(shapes),
             num_train_pairs=request.num_train_pairs,
             num_eval_pairs=request.num_eval_pairs,
+            encodings=tuple(request.encodings),
+            zstd=request.zstd,
         )
-        run = await asyncio.to_thread(membership.join, self._federation, client)
-        return pb.JoinResponse(run=run_to_message(run))
+        run, row = await asyncio.to_thread(membership.join, self._federation, client)
+        agreed = pb.DeltaFormat(encoding=row.encoding, topk_share=row.topk_share, zstd=row.zstd)
+        return pb.JoinResponse(run=run_to_message(run), format=agreed)
 
     async def GetAssignment(
         self, request: pb.GetAssignmentRequest, context: Any
@@ -68,24 +72,15 @@ class FederationService(FederationServiceServicer):
                 return _packed(task)
             await self._changes.wait(change, at_most_s=left_s)
 
-    async def PullAdapter(
-        self, request: pb.PullAdapterRequest, context: Any
-    ) -> AsyncIterator[pb.PullAdapterResponse]:
-        """Stream an adapter."""
-        client_id, version = self._known(request), request.adapter_version
-        federation = self._federation
-        row = await asyncio.to_thread(outlet.adapter, federation, client_id, version)
-        header = payload_pb2.PayloadHeader(num_bytes=row.num_bytes, sha256=row.sha256)
-        yield pb.PullAdapterResponse(header=header)
-        for offset, data in chunks_of(federation.store.adapter_path(version)):
-            chunk = payload_pb2.PayloadChunk(offset=offset, data=data)
-            yield pb.PullAdapterResponse(chunk=chunk)
-        await asyncio.to_thread(outlet.sent, federation, client_id, row.num_bytes)
+    async def PullAdapter(self, request: pb.PullAdapterRequest, context: Any) -> None:
+        """Send an adapter from where the client's copy ends."""
+        client_id = self._known(request)
+        await self._exchange.send(client_id, request.adapter_version, request.held, context)
 
     async def PushDelta(
         self, request_iterator: AsyncIterator[pb.PushDeltaRequest], context: Any
-    ) -> pb.PushDeltaResponse:
-        """Take a delta: header, then chunks."""
+    ) -> None:
+        """Take a delta: header, then the chunks that are not here yet."""
         first = await anext(request_iterator, None)
         if first is None or first.WhichOneof("part") != "header":
             raise BadPayload("a delta begins with its header")
@@ -98,16 +93,7 @@ class FederationService(FederationServiceServicer):
             sha256=header.payload.sha256,
             report={field.name: value for field, value in header.report.ListFields()},
         )
-        receiver = await asyncio.to_thread(self._intake.receiver, announced)
-        if receiver is None:
-            return pb.PushDeltaResponse(already_counted=True)
-        with receiver:
-            async for message in request_iterator:
-                if message.WhichOneof("part") != "chunk":
-                    raise BadPayload("a delta has one header; chunks follow it")
-                await asyncio.to_thread(receiver.write, message.chunk.offset, message.chunk.data)
-            counted = await asyncio.to_thread(self._intake.accept, announced, receiver)
-        return pb.PushDeltaResponse(already_counted=counted)
+        await self._exchange.receive(announced, request_iterator, context)
 
     async def ReportEvaluation(
         self, request: pb.ReportEvaluationRequest, context: Any

@@ -2,16 +2,14 @@
 
 import math
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from fedpdpo.common.errors import AlreadyPushed, BadRequest, NotOpen
-from fedpdpo.common.layout import check_payload
 from fedpdpo.common.metrics import Metrics
 from fedpdpo.common.payload import Receiver
-from fedpdpo.server.averaging import check_finite
 from fedpdpo.server.federation import Federation
 from fedpdpo.server.ledger import ENDED, Ledger
-from fedpdpo.server.store import DeltaRow, EvaluationRow
+from fedpdpo.server.membership import format_of
+from fedpdpo.server.store import DeltaRow, EvaluationRow, RoundRow
 
 _MAX_PAIRS = 10**9
 
@@ -45,27 +43,27 @@ class Intake:
         if not all(math.isfinite(value) for value in delta.report.values()):
             raise BadRequest("the training report holds NaN or infinity")
         with federation.reading() as ledger:
-            if _is_counted(ledger, delta):
+            if _counts_in(federation, ledger, delta) is None:
                 return None
+            client = ledger.client(delta.client_id)
         return Receiver(
             federation.store.delta_path(delta.round_number, delta.client_id),
             num_bytes=delta.num_bytes,
             sha256=delta.sha256,
-            max_bytes=federation.run.layout.max_payload_bytes,
+            contents=format_of(client).contents(federation.run.layout),
         )
 
     def accept(self, delta: Announced, received: Receiver) -> bool:
         """Check and count a delta that came whole; durable when this returns.
 
-        Returns whether the same delta had been counted meanwhile. Raises WrongDigest, BadPayload,
-        NotOpen, AlreadyPushed or StorageFull; nothing is counted then.
+        Returns whether the same delta had been counted meanwhile. Raises CutOff, WrongDigest,
+        BadPayload, NotOpen, AlreadyPushed or StorageFull; nothing is counted then.
         """
         federation = self._federation
-        path: Path = received.finish()
-        check_payload(path, federation.run.layout)
-        check_finite(path)
+        received.finish()
         with federation.writing() as ledger:
-            if _is_counted(ledger, delta):
+            counts_in = _counts_in(federation, ledger, delta)
+            if counts_in is None:
                 return True
             received.keep()
             ledger.client(delta.client_id).bytes_received += delta.num_bytes
@@ -73,6 +71,7 @@ class Intake:
                 DeltaRow(
                     round_number=delta.round_number,
                     client_id=delta.client_id,
+                    counts_in=counts_in,
                     num_pairs=delta.num_pairs,
                     num_bytes=delta.num_bytes,
                     sha256=delta.sha256,
@@ -83,6 +82,7 @@ class Intake:
                 "delta_received",
                 round=delta.round_number,
                 client=delta.client_id,
+                counts_in=counts_in,
                 pairs=delta.num_pairs,
                 loss=delta.report.get("loss", 0.0),
             )
@@ -116,21 +116,30 @@ class Intake:
             ledger.record("evaluated", version=version, client=client_id, **accuracies)
 
 
-def _is_counted(ledger: Ledger, delta: Announced) -> bool:
+def _counts_in(federation: Federation, ledger: Ledger, delta: Announced) -> int | None:
+    """The round in whose average a delta shall be; None where it is counted already.
+
+    That is the round it answers while this is open, and for a late one the next average, where
+    late deltas are folded in. Raises NotFound, NotOpen or AlreadyPushed.
+    """
     number = delta.round_number
     ledger.client(delta.client_id)
     if found := ledger.session.get(DeltaRow, (number, delta.client_id)):
         if found.sha256 == delta.sha256:
-            return True
+            return None
         raise AlreadyPushed(f"another delta of {delta.client_id} for round {number} counts")
-    opened = ledger.open_round()
     if ledger.phase() in ENDED:
         raise NotOpen(f"round {number} is not open, the run has ended")
-    if opened is None or opened.closing or opened.number != number:
+    asked, opened = ledger.session.get(RoundRow, number), ledger.open_round()
+    following = (ledger.version() or 0) + 1 + (opened is not None and opened.closing)
+    late = number < following
+    if asked is None or (late and number < federation.oldest_round(following)):
         now = "no round is open" if opened is None else f"round {opened.number} is open"
         if opened is not None and opened.closing:
             now = f"round {opened.number} is being averaged"
         raise NotOpen(f"round {number} is not open, {now}; ask for the present task")
-    if delta.client_id not in opened.sampled:
+    if following > federation.run.num_rounds:
+        raise NotOpen(f"round {number} is not open, and no round follows")
+    if delta.client_id not in asked.sampled:
         raise NotOpen(f"round {number} did not ask {delta.client_id} to train")
-    return False
+    return following

@@ -1,7 +1,7 @@
 """Turns the errors of the domain into gRPC statuses, for every RPC in one place."""
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -9,7 +9,7 @@ from grpc.aio import ServerInterceptor
 
 from fedpdpo.common.errors import FedPDPOError
 from fedpdpo.common.log import fields
-from fedpdpo.common.statuses import status_of
+from fedpdpo.common.statuses import status_of, trailers_of
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +17,10 @@ _MAX_DETAILS_CHARS = 600  # more would not fit the trailers, and become another 
 
 
 class StatusInterceptor(ServerInterceptor):
-    """A FedPDPOError becomes its status with its message; any other error becomes INTERNAL."""
+    """A FedPDPOError becomes its status with its message; any other error becomes INTERNAL.
+
+    Every handler is a coroutine; one that streams its answer writes to the context.
+    """
 
     async def intercept_service(
         self,
@@ -41,15 +44,14 @@ class StatusInterceptor(ServerInterceptor):
             or handler.stream_unary
             or handler.stream_stream
         )
-        wrap = _stream if handler.response_streaming else _unary
         return make(
-            wrap(inner, method),
+            _guarded(inner, method),
             request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
         )
 
 
-def _unary(inner: Any, method: str) -> Callable[[Any, Any], Awaitable[Any]]:
+def _guarded(inner: Any, method: str) -> Callable[[Any, Any], Awaitable[Any]]:
     async def answer(request: Any, context: Any) -> Any:
         try:
             return await inner(request, context)
@@ -59,23 +61,12 @@ def _unary(inner: Any, method: str) -> Callable[[Any, Any], Awaitable[Any]]:
     return answer
 
 
-def _stream(inner: Any, method: str) -> Callable[[Any, Any], AsyncIterator[Any]]:
-    async def answers(request: Any, context: Any) -> AsyncIterator[Any]:
-        try:
-            async for message in inner(request, context):
-                yield message
-        except Exception as error:
-            await _abort(context, error, method)
-
-    return answers
-
-
 async def _abort(context: Any, error: Exception, method: str) -> None:
     if isinstance(error, grpc.aio.AbortError):
         raise error
     if isinstance(error, FedPDPOError):
         reason = str(error)[:_MAX_DETAILS_CHARS]
         log.warning(fields("refused", method=method.rpartition("/")[2], reason=reason))
-        await context.abort(status_of(error), reason)
+        await context.abort(status_of(error), reason, trailers_of(error, reason))
     log.error(fields("failed", method=method, error=repr(error)), exc_info=error)
     await context.abort(grpc.StatusCode.INTERNAL, "the server failed; its log says why")

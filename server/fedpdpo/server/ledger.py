@@ -1,7 +1,7 @@
 """What the database says of the run, within one transaction."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -65,16 +65,25 @@ class Ledger:
         return self.session.scalar(select(RoundRow).where(RoundRow.published_at_s.is_(None)))
 
     def deltas(self, round_number: int) -> list[DeltaRow]:
-        """The acknowledged deltas of a round."""
-        return list(
-            self.session.scalars(select(DeltaRow).where(DeltaRow.round_number == round_number))
-        )
+        """The acknowledged deltas that count in a round's average, by client and age."""
+        found = select(DeltaRow).where(DeltaRow.counts_in == round_number)
+        return list(self.session.scalars(found.order_by(DeltaRow.client_id, DeltaRow.round_number)))
 
-    def turnout(self, opened: RoundRow) -> Turnout:
-        """Who was asked in a round, who answered, who left since."""
-        gone = self.session.scalars(select(ClientRow.client_id).where(ClientRow.left.is_(True)))
-        pushed = frozenset(row.client_id for row in self.deltas(opened.number))
-        return Turnout(frozenset(opened.sampled), pushed, frozenset(gone))
+    def answered(self, round_number: int) -> frozenset[str]:
+        """Clients whose delta answers a round."""
+        found = select(DeltaRow.client_id).where(DeltaRow.round_number == round_number)
+        return frozenset(self.session.scalars(found))
+
+    def turnout(self, opened: RoundRow, *, stuck: Collection[str] = ()) -> Turnout:
+        """Who was asked in a round, who answered, who left or is stuck; how many deltas came."""
+        left = self.session.scalars(select(ClientRow.client_id).where(ClientRow.left.is_(True)))
+        number = opened.number
+        return Turnout(
+            sampled=frozenset(opened.sampled),
+            pushed=self.answered(number),
+            gone=frozenset([*left, *stuck]),
+            arrived=len(self.deltas(number)),
+        )
 
     def evaluators(self, version: int) -> set[str]:
         """Clients that have measured an adapter."""

@@ -3,13 +3,15 @@
 import re
 from dataclasses import dataclass
 
+from fedpdpo.common.encoding import DeltaFormat, Encoding
 from fedpdpo.common.errors import BadRequest, Mismatch, NotFound
 from fedpdpo.common.layout import LoraLayout
 from fedpdpo.common.run import Run
 from fedpdpo.server.averaging import initial_adapter
 from fedpdpo.server.federation import Federation
 from fedpdpo.server.ledger import ENDED, Ledger
-from fedpdpo.server.steps import publish
+from fedpdpo.server.settings import ServerSettings
+from fedpdpo.server.steps import write_adapter
 from fedpdpo.server.store import ClientRow
 
 _MAX_PAIRS = 10**9
@@ -29,6 +31,8 @@ class Newcomer:
     layout: LoraLayout
     num_train_pairs: int
     num_eval_pairs: int
+    encodings: tuple[str, ...] = ()
+    zstd: bool = False
 
     def __post_init__(self) -> None:
         for what, count in (("training", self.num_train_pairs), ("held-out", self.num_eval_pairs)):
@@ -39,8 +43,21 @@ class Newcomer:
                 raise BadRequest(f"the fingerprint {fingerprint[:80]!r} is not 64 hex digits")
 
 
-def join(federation: Federation, client: Newcomer) -> Run:
-    """Enter a client, or enter it again.
+def format_of(row: ClientRow) -> DeltaFormat:
+    """How a client's deltas travel, as was agreed when it joined."""
+    return DeltaFormat(Encoding(row.encoding), row.topk_share)
+
+
+def _agree(row: ClientRow, client: Newcomer, settings: ServerSettings) -> None:
+    """Take the wanted encoding where the client knows it, else float32, for the whole run."""
+    known = settings.encoding in client.encodings
+    row.encoding = settings.encoding if known else Encoding.FLOAT32
+    row.topk_share = settings.topk_share
+    row.zstd = settings.zstd and client.zstd
+
+
+def join(federation: Federation, client: Newcomer) -> tuple[Run, ClientRow]:
+    """Enter a client, or enter it again; gives the run, and what was agreed.
 
     Raises Mismatch for another backbone, tokenizer or layout than the run's, or for a newcomer
     when the run has ended; StorageFull.
@@ -58,13 +75,14 @@ def join(federation: Federation, client: Newcomer) -> Run:
             if row is None:
                 row = ClientRow(client_id=client.client_id)
                 ledger.session.add(row)
+                _agree(row, client, federation.settings)
             row.left = False
             row.num_train_pairs, row.num_eval_pairs = client.num_train_pairs, client.num_eval_pairs
             ledger.record(kind, client=client.client_id, train_pairs=client.num_train_pairs)
         federation.run = run
-    federation.presence.heard(client.client_id)
+    federation.presence.came(client.client_id)
     federation.notify()
-    return run
+    return run, row
 
 
 def _fixed(federation: Federation, ledger: Ledger, client: Newcomer) -> Run:
@@ -75,7 +93,8 @@ def _fixed(federation: Federation, ledger: Ledger, client: Newcomer) -> Run:
         "lora_layout": specs,
     }
     run = Run.model_validate(federation.run.model_dump() | fixed)
-    publish(federation, ledger, 0, initial_adapter(client.layout, seed=run.seed))
+    first = initial_adapter(client.layout, seed=run.seed)
+    ledger.session.add(write_adapter(federation.store, 0, client.layout, first))
     ledger.run.spec = run.model_dump(mode="json")
     ledger.record("run_fixed", by=client.client_id, backbone=client.backbone_fingerprint[:12])
     return run

@@ -1,7 +1,6 @@
 """OperatorService: status, events, pause, resume, stop."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 from fedpdpo.server.changes import Changes
@@ -23,9 +22,7 @@ class OperatorService(OperatorServiceServicer):
         """A snapshot."""
         return await asyncio.to_thread(status, self._federation)
 
-    async def WatchEvents(
-        self, request: pb.WatchEventsRequest, context: Any
-    ) -> AsyncIterator[pb.WatchEventsResponse]:
+    async def WatchEvents(self, request: pb.WatchEventsRequest, context: Any) -> None:
         """Past events, then those that come, until the run ends."""
         last = request.after
         while True:
@@ -34,9 +31,10 @@ class OperatorService(OperatorServiceServicer):
             while events := await asyncio.to_thread(events_after, self._federation, last):
                 for event in events:
                     last = event.number
-                    yield pb.WatchEventsResponse(
+                    told = pb.WatchEventsResponse(
                         number=last, at_s=event.at_s, kind=event.kind, message=event.message
                     )
+                    await context.write(told)
             if ended or not request.follow:
                 return
             await self._changes.wait(change, at_most_s=60.0)

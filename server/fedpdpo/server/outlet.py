@@ -4,11 +4,14 @@ from fedpdpo.server.federation import Federation
 from fedpdpo.server.store import AdapterRow
 
 
-def adapter(federation: Federation, client_id: str, version: int) -> AdapterRow:
-    """A published adapter, for a client that may have it. Raises NotFound."""
+def adapter(federation: Federation, client_id: str, version: int) -> tuple[AdapterRow, bool]:
+    """A published adapter, and whether it goes by zstd, for a client that may have it.
+
+    Raises NotFound.
+    """
     with federation.reading() as ledger:
-        ledger.client(client_id)
-        return ledger.adapter(version)
+        zstd = ledger.client(client_id).zstd
+        return ledger.adapter(version), zstd
 
 
 def sent(federation: Federation, client_id: str, num_bytes: int) -> None:

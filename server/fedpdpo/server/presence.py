@@ -3,12 +3,17 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+#: So many joins within so many seconds are worth a remark.
+_FLAPS = 4
+_FLAPPING_S = 600.0
+
 
 @dataclass(frozen=True)
 class Sign:
-    """The last sign of life of a client."""
+    """The last sign of life of a client, and when what it said changed last."""
 
     at_s: float
+    moved_at_s: float
     activity: str = ""
     progress: float = 0.0
 
@@ -21,21 +26,48 @@ class Presence:
         self._clock = clock
         self._timeout_s = timeout_s
         self._signs: dict[str, Sign] = {}
+        self._comings: dict[str, list[float]] = {}
+        self._refusals: dict[str, str] = {}
 
     def heard(
         self, client_id: str, *, activity: str | None = None, progress: float | None = None
     ) -> None:
         """Note a sign of life; without an activity the one noted before stays."""
-        last = self.sign(client_id)
-        self._signs[client_id] = Sign(
-            self._clock(),
-            last.activity if activity is None else activity,
-            last.progress if progress is None else progress,
-        )
+        last, now_s = self.sign(client_id), self._clock()
+        activity = last.activity if activity is None else activity
+        progress = last.progress if progress is None else progress
+        moved = (activity, progress) != (last.activity, last.progress)
+        moved_at_s = now_s if moved else last.moved_at_s
+        self._signs[client_id] = Sign(now_s, moved_at_s, activity, progress)
+
+    def came(self, client_id: str) -> None:
+        """Note that a client joined, or joined again."""
+        self.heard(client_id)
+        recent = [*self._comings.get(client_id, ()), self._clock()]
+        self._comings[client_id] = recent[-_FLAPS:]
+
+    def refused(self, client_id: str, reason: str) -> None:
+        """Note why a delta of a client heard before was refused; empty: one was taken."""
+        if client_id in self._signs:
+            self._refusals[client_id] = reason
+
+    def remarks(self, client_id: str, *, patience_s: float) -> list[str]:
+        """What is the matter with a client, for people: silent, stuck, flapping or wrong."""
+        sign, found = self.sign(client_id), []
+        if not self.is_here(client_id):
+            found.append(f"silent for {self.silent_s(client_id):.0f} s")
+        elif sign.activity and self.still_s(client_id, since_s=0.0) > patience_s:
+            found.append(f"no progress for {self.still_s(client_id, since_s=0.0):.0f} s")
+        comings = self._comings.get(client_id, [])
+        if len(comings) == _FLAPS and self._clock() - comings[0] <= _FLAPPING_S:
+            found.append(f"joined {_FLAPS} times in {self._clock() - comings[0]:.0f} s")
+        if reason := self._refusals.get(client_id):
+            found.append(f"refused: {reason[:200]}")
+        return found
 
     def sign(self, client_id: str) -> Sign:
         """The last sign of a client."""
-        return self._signs.get(client_id, Sign(self.started_at_s))
+        return self._signs.get(client_id, Sign(self.started_at_s, self.started_at_s))
 
     def silent_s(self, client_id: str) -> float:
         """Seconds since a client was heard."""
@@ -44,3 +76,7 @@ class Presence:
     def is_here(self, client_id: str) -> bool:
         """Whether a client was heard within the timeout."""
         return self.silent_s(client_id) <= self._timeout_s
+
+    def still_s(self, client_id: str, *, since_s: float) -> float:
+        """Seconds since a client showed progress, or since a moment if that is later."""
+        return self._clock() - max(since_s, self.sign(client_id).moved_at_s)

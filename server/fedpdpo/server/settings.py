@@ -1,10 +1,12 @@
 """What the operator of a server may set."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from fedpdpo.common.encoding import Encoding
 from fedpdpo.common.run import LoraSettings, MethodSettings
 from fedpdpo.common.settings import DaemonSettings
 
@@ -32,11 +34,35 @@ class ServerSettings(DaemonSettings):
     sample_fraction: float = Field(
         1.0, gt=0, le=1, description="share of the clients asked to train in a round"
     )
+    sample_clients: int = Field(
+        0, ge=0, description="number of clients asked to train in a round, instead of a share"
+    )
+    close_after: int = Field(
+        0,
+        ge=0,
+        description="deltas after which a round closes at once; 0 waits for all that were asked. "
+        "Fewer than are asked: over-selection; with --late fold: asynchronous rounds",
+    )
+    late: Literal["drop", "fold"] = Field(
+        "drop", description="deltas of closed rounds: drop them, or fold them into the open round"
+    )
+    max_staleness: int = Field(
+        10, ge=1, description="versions by which a folded delta's adapter may be old"
+    )
+    staleness_power: float = Field(
+        0.5, ge=0, description="p of the weight (1 + staleness)^-p of a folded delta"
+    )
     quorum: float = Field(
         0.5, gt=0, le=1, description="share of the asked whose deltas suffice at the deadline"
     )
     round_deadline_s: float = Field(
         3600.0, gt=0, description="seconds until a round closes with a quorum"
+    )
+    progress_deadline_s: float = Field(
+        900.0,
+        gt=0,
+        description="seconds without progress after which a round goes on without "
+        "a client, if it has a quorum",
     )
     evaluation_deadline_s: float = Field(
         600.0, gt=0, description="seconds that the end of the run waits for evaluations"
@@ -44,6 +70,19 @@ class ServerSettings(DaemonSettings):
     client_timeout_s: float = Field(
         120.0, gt=0, description="seconds of silence after which a client counts as away"
     )
+    stall_timeout_s: float = Field(
+        60.0, gt=0, description="seconds without a byte after which a transfer is given up"
+    )
+    max_transfers: int = Field(
+        16, ge=1, description="clients that send or fetch an adapter at a time; others wait"
+    )
+    encoding: Encoding = Field(
+        Encoding.FLOAT32,
+        description="how deltas travel: float32, bfloat16, int8 or topk; what is left out is sent "
+        "with the next delta",
+    )
+    topk_share: float = Field(0.01, gt=0, le=1, description="share of the numbers that topk sends")
+    zstd: bool = Field(False, description="compress adapters and deltas on their way")
     server_lr: float = Field(1.0, gt=0, le=10, description="step eta along the mean delta")
     seed: int = Field(0, ge=0, lt=2**63, description="seeds sampling and the first adapter")
     lora: LoraSettings = LoraSettings()

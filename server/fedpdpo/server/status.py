@@ -14,7 +14,7 @@ def status(federation: Federation) -> operator_pb2.GetStatusResponse:
     """A snapshot of a federation."""
     with federation.reading() as ledger:
         opened = ledger.open_round()
-        turnout = ledger.turnout(opened) if opened is not None else None
+        turnout = federation.turnout(ledger, opened) if opened is not None else None
         clients = select(ClientRow).order_by(ClientRow.client_id)
         version = ledger.version() or 0
         shown = (EvaluationRow.version == 0) | (EvaluationRow.version > version - _SHOWN_VERSIONS)
@@ -48,6 +48,11 @@ def _client(federation: Federation, row: ClientRow) -> operator_pb2.ClientStatus
         progress=sign.progress,
         bytes_received=row.bytes_received,
         bytes_sent=row.bytes_sent,
+        remarks=[]
+        if row.left
+        else federation.presence.remarks(
+            row.client_id, patience_s=federation.settings.progress_deadline_s
+        ),
     )
 
 

@@ -1,14 +1,16 @@
 """What happens next in a run: rounds open, close and are averaged; the run ends."""
 
-from safetensors.numpy import save_file
+from collections.abc import Iterable, Sequence
 
 from fedpdpo.common.errors import BadPayload
 from fedpdpo.common.files import sha256_of, whole_file
-from fedpdpo.server.averaging import Array, SpooledDelta, averaged
+from fedpdpo.common.layout import LoraLayout
+from fedpdpo.common.tensorfile import Array, Contents, write_tensors
+from fedpdpo.server.averaging import SpooledDelta, averaged
 from fedpdpo.server.federation import Federation
 from fedpdpo.server.ledger import ENDED, Ledger
-from fedpdpo.server.rounds import sample
-from fedpdpo.server.store import AdapterRow, RoundRow
+from fedpdpo.server.rounds import num_asked, sample, staleness_weight
+from fedpdpo.server.store import AdapterRow, RoundRow, Store
 
 
 def step(federation: Federation) -> bool:
@@ -28,7 +30,7 @@ def step(federation: Federation) -> bool:
                 _open_or_end(federation, ledger)
                 return True
             if not opened.closing:
-                _close(ledger, opened)
+                _close(federation, ledger, opened)
             number = opened.number
             deltas = _spooled(federation, ledger, number)
     _average(federation, number, deltas)
@@ -40,21 +42,17 @@ def _due(federation: Federation, ledger: Ledger) -> bool:
         return False
     settings, opened, version = federation.settings, ledger.open_round(), ledger.version()
     if opened is not None:
-        overdue = _age_s(federation, opened.opened_at_s) > settings.round_deadline_s
-        turnout = ledger.turnout(opened)
-        return opened.closing or turnout.may_close(quorum=settings.quorum, overdue=overdue)
+        overdue = federation.age_s(f"round {opened.number}") > settings.round_deadline_s
+        turnout = federation.turnout(ledger, opened)
+        return opened.closing or turnout.may_close(
+            quorum=settings.quorum, close_after=settings.close_after, overdue=overdue
+        )
     if version is None:
         return False
     if version == federation.run.num_rounds:
-        published_at_s = ledger.session.get_one(RoundRow, version).published_at_s or 0.0
-        overdue = _age_s(federation, published_at_s) > settings.evaluation_deadline_s
+        overdue = federation.age_s("the last adapter") > settings.evaluation_deadline_s
         return overdue or not federation.unmeasured(ledger)
     return not ledger.run.paused and len(federation.active(ledger)) >= settings.min_clients
-
-
-def _age_s(federation: Federation, since_s: float) -> float:
-    """Seconds since a moment, not counting the time before this server was started."""
-    return federation.clock() - max(since_s, federation.presence.started_at_s)
 
 
 def _open_or_end(federation: Federation, ledger: Ledger) -> None:
@@ -63,56 +61,60 @@ def _open_or_end(federation: Federation, ledger: Ledger) -> None:
         ledger.run.finished = True
         ledger.record("run_finished", rounds=version)
         return
-    sampled = sample(
-        federation.active(ledger),
-        fraction=federation.settings.sample_fraction,
-        seed=federation.run.seed,
-        round_number=version + 1,
+    settings, here = federation.settings, federation.active(ledger)
+    num_drawn = num_asked(
+        len(here), fraction=settings.sample_fraction, number=settings.sample_clients
     )
+    sampled = sample(here, num_drawn=num_drawn, seed=federation.run.seed, round_number=version + 1)
     opened_at_s = federation.clock()
     ledger.session.add(RoundRow(number=version + 1, sampled=sampled, opened_at_s=opened_at_s))
     ledger.record("round_opened", round=version + 1, clients=",".join(sampled))
 
 
-def _close(ledger: Ledger, opened: RoundRow) -> None:
-    turnout = ledger.turnout(opened)
+def _close(federation: Federation, ledger: Ledger, opened: RoundRow) -> None:
+    turnout = federation.turnout(ledger, opened)
     opened.closing = True
-    late = ",".join(turnout.awaited) or "none"
-    ledger.record("round_closed", round=opened.number, deltas=len(turnout.pushed), late=late)
+    late = ",".join(sorted(turnout.sampled - turnout.pushed)) or "none"
+    ledger.record("round_closed", round=opened.number, deltas=turnout.arrived, late=late)
 
 
-def _spooled(federation: Federation, ledger: Ledger, number: int) -> dict[str, SpooledDelta]:
-    path_of = federation.store.delta_path
-    return {
-        row.client_id: SpooledDelta(path_of(number, row.client_id), row.num_pairs)
+def _spooled(federation: Federation, ledger: Ledger, number: int) -> list[SpooledDelta]:
+    power = federation.settings.staleness_power
+    return [
+        SpooledDelta(
+            federation.store.delta_path(row.round_number, row.client_id),
+            row.num_pairs * staleness_weight(number - row.round_number, power=power),
+        )
         for row in ledger.deltas(number)
-    }
+    ]
 
 
-def _average(federation: Federation, number: int, deltas: dict[str, SpooledDelta]) -> None:
-    present = federation.store.adapter_path(number - 1)
+def _average(federation: Federation, number: int, deltas: Sequence[SpooledDelta]) -> None:
+    present, layout = federation.store.adapter_path(number - 1), federation.run.layout
     refused = ""
     try:
-        following = averaged(present, deltas, server_lr=federation.settings.server_lr)
+        following = averaged(present, deltas, layout, server_lr=federation.settings.server_lr)
+        row = write_adapter(federation.store, number, layout, following)
     except BadPayload as error:
-        following, refused = averaged(present, {}, server_lr=0.0), str(error)
+        refused = str(error)
+        same = averaged(present, (), layout, server_lr=0.0)
+        row = write_adapter(federation.store, number, layout, same)
     with federation.writing() as ledger:
         if ledger.phase() in ENDED:
             return
-        publish(federation, ledger, number, following)
+        ledger.session.add(row)
         ledger.session.get_one(RoundRow, number).published_at_s = federation.clock()
         if refused:
             ledger.record("average_refused", round=number, reason=refused)
         ledger.record("adapter_published", version=number, clients=len(deltas))
-    federation.store.forget_deltas(number)
+    federation.forget_deltas()
 
 
-def publish(
-    federation: Federation, ledger: Ledger, version: int, adapter: dict[str, Array]
-) -> None:
-    """Write an adapter durably and enter it into the transaction. Raises StorageFull."""
-    path = federation.store.adapter_path(version)
+def write_adapter(
+    store: Store, version: int, layout: LoraLayout, tensors: Iterable[tuple[str, Array]]
+) -> AdapterRow:
+    """Write an adapter durably; it is published once the row is in. Raises StorageFull."""
+    path = store.adapter_path(version)
     with whole_file(path) as partial:
-        save_file(adapter, partial)
-    size, digest = path.stat().st_size, sha256_of(path)
-    ledger.session.add(AdapterRow(version=version, num_bytes=size, sha256=digest))
+        write_tensors(partial, Contents.of(layout), tensors)
+    return AdapterRow(version=version, num_bytes=path.stat().st_size, sha256=sha256_of(path))

@@ -3,10 +3,12 @@
 STATE_DIR/run.sqlite                          run, clients, rounds, deltas, evaluations, events
 STATE_DIR/adapters/version-00003.safetensors  the adapter that round 3 made
 STATE_DIR/deltas/round-00004/CLIENT.safetensors  deltas of the open round
+STATE_DIR/deltas/round-00004/.CLIENT.safetensors.DIGEST.part  one that is on its way
 """
 
 import contextlib
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,9 @@ class ClientRow(Row):
     left: Mapped[bool] = mapped_column(default=False)
     bytes_received: Mapped[int] = mapped_column(default=0)
     bytes_sent: Mapped[int] = mapped_column(default=0)
+    encoding: Mapped[str] = mapped_column(default="float32")
+    topk_share: Mapped[float] = mapped_column(default=0.0)
+    zstd: Mapped[bool] = mapped_column(default=False)
 
 
 class RoundRow(Row):
@@ -70,11 +75,12 @@ class AdapterRow(Row):
 
 
 class DeltaRow(Row):
-    """An acknowledged delta."""
+    """An acknowledged delta: of the round that it answers, and the round whose average it is in."""
 
     __tablename__ = "deltas"
     round_number: Mapped[int] = mapped_column(ForeignKey("rounds.number"), primary_key=True)
     client_id: Mapped[str] = mapped_column(ForeignKey("clients.client_id"), primary_key=True)
+    counts_in: Mapped[int] = mapped_column(index=True)
     num_pairs: Mapped[int]
     num_bytes: Mapped[int]
     sha256: Mapped[bytes]
@@ -146,14 +152,15 @@ class Store:
         """Where a round's deltas lie."""
         return self.state_dir / DELTAS / f"round-{round_number:05d}"
 
-    def forget_deltas(self, published: int) -> None:
-        """Remove the deltas of rounds whose average is published; not one still on its way."""
+    def keep_deltas(self, wanted: Collection[Path], *, from_round: int) -> None:
+        """Remove all deltas but those wanted, and but what came of those from a round on."""
         for folder in (self.state_dir / DELTAS).glob("round-*"):
-            if int(folder.name.removeprefix("round-")) <= published:
-                with contextlib.suppress(OSError):
-                    for delta in folder.glob("*.safetensors"):
-                        delta.unlink()
-                    folder.rmdir()
+            open_still = int(folder.name.removeprefix("round-")) >= from_round
+            with contextlib.suppress(OSError):
+                for path in folder.iterdir():
+                    if path not in wanted and not (open_still and path.name.startswith(".")):
+                        path.unlink()
+                folder.rmdir()
 
     def close(self) -> None:
         """Close the database."""

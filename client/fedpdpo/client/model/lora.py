@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fedpdpo.common.errors import BadModel, BadPayload, BadState
-from fedpdpo.common.layout import LoraLayout, check_payload
+from fedpdpo.common.layout import LoraLayout
 from fedpdpo.common.run import LoraSettings
+from fedpdpo.common.tensorfile import Contents, check_file
 
 
 def with_lora(model: Any, settings: LoraSettings) -> Any:
@@ -105,7 +106,7 @@ class SharedState:
         Raises BadState, naming the file, where it is missing, damaged or of another layout.
         """
         try:
-            check_payload(path, layout)
+            check_file(path, Contents.of(layout))
             return cls(load_file(path), layout)
         except (OSError, BadPayload) as error:
             raise BadState(f"{path} is damaged or missing: {error}") from error

@@ -1,0 +1,122 @@
+"""Payloads at the wire: adapters go out, deltas come in, both from where they were cut off.
+
+Deadlines are on progress: a transfer is given up when nothing moved for `stall_timeout_s`, however
+long the whole takes.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any, TypeVar
+
+from fedpdpo.common.errors import AlreadyPushed, BadPayload, BadRequest, Stalled
+from fedpdpo.common.payload import Receiver, chunks_of, pack, unpacked
+from fedpdpo.server import outlet
+from fedpdpo.server.federation import Federation
+from fedpdpo.server.intake import Announced, Intake
+from fedpdpo.server.transfers import Transfers
+from fedpdpo.v1 import federation_pb2 as pb
+from fedpdpo.v1 import payload_pb2
+
+T = TypeVar("T")
+
+_PATIENCE_S = 15.0
+
+
+class Exchange:
+    """Moves payloads between the federation's disk and its clients."""
+
+    def __init__(self, federation: Federation, intake: Intake) -> None:
+        self._federation = federation
+        self._intake = intake
+        self._stall_s = federation.settings.stall_timeout_s
+        self._transfers = Transfers(
+            at_once=federation.settings.max_transfers,
+            patience_s=_PATIENCE_S,
+            clock=asyncio.get_running_loop().time,
+        )
+
+    async def send(
+        self, client_id: str, version: int, held: payload_pb2.PayloadHeld, context: Any
+    ) -> None:
+        """Write an adapter to a client: the header, then what it does not hold.
+
+        Raises NotFound, Busy or Stalled.
+        """
+        row, zstd = await asyncio.to_thread(outlet.adapter, self._federation, client_id, version)
+        begin = held.num_bytes if held.sha256 == row.sha256 else 0
+        if begin > row.num_bytes:
+            begin = 0
+        path = self._federation.store.adapter_path(version)
+        async with self._transfers.turn(client_id):
+            header = payload_pb2.PayloadHeader(num_bytes=row.num_bytes, sha256=row.sha256)
+            await self._moves(context.write(pb.PullAdapterResponse(header=header)))
+            for offset, data in chunks_of(path, begin=begin):
+                packed = await asyncio.to_thread(pack, data, zstd=zstd) if zstd else data
+                chunk = payload_pb2.PayloadChunk(offset=offset, data=packed, zstd=zstd)
+                await self._moves(context.write(pb.PullAdapterResponse(chunk=chunk)))
+        sent = row.num_bytes - begin
+        await asyncio.to_thread(outlet.sent, self._federation, client_id, sent)
+
+    async def receive(
+        self, delta: Announced, messages: AsyncIterator[pb.PushDeltaRequest], context: Any
+    ) -> None:
+        """Take a delta's chunks, telling how many bytes are held, and count it.
+
+        Raises what Intake and Receiver raise, Busy, Superseded or Stalled.
+        """
+        try:
+            receiver = await asyncio.to_thread(self._intake.receiver, delta)
+            counted = True
+            if receiver is not None:
+                async with self._transfers.turn(delta.client_id), _opened(receiver):
+                    await self._take(delta, receiver, messages, context)
+                    counted = await asyncio.to_thread(self._intake.accept, delta, receiver)
+        except (BadPayload, BadRequest, AlreadyPushed) as error:
+            self._federation.presence.refused(delta.client_id, str(error))
+            raise
+        self._federation.presence.refused(delta.client_id, "")
+        done = pb.DeltaCounted(already_counted=counted)
+        await context.write(pb.PushDeltaResponse(counted=done))
+
+    async def _take(
+        self,
+        delta: Announced,
+        receiver: Receiver,
+        messages: AsyncIterator[pb.PushDeltaRequest],
+        context: Any,
+    ) -> None:
+        async def tell() -> None:
+            held = payload_pb2.PayloadHeld(num_bytes=receiver.held, sha256=delta.sha256)
+            await self._moves(context.write(pb.PushDeltaResponse(held=held)))
+
+        await tell()
+        while (message := await self._moves(anext(messages, None))) is not None:
+            if message.WhichOneof("part") != "chunk":
+                raise BadPayload("a delta has one header; chunks follow it")
+            chunk = message.chunk
+            data = chunk.data
+            if chunk.zstd:
+                data = await asyncio.to_thread(unpacked, data, zstd=True)
+            if await asyncio.to_thread(receiver.write, chunk.offset, data):
+                await tell()
+
+    async def _moves(self, step: Awaitable[T]) -> T:
+        try:
+            async with asyncio.timeout(self._stall_s):
+                return await step
+        except TimeoutError:
+            raise Stalled(f"nothing moved for {self._stall_s:g} s; go on from there") from None
+
+
+@contextlib.asynccontextmanager
+async def _opened(receiver: Receiver) -> AsyncIterator[None]:
+    """Use a receiver, whose opening and closing wait for the disk, without holding up the loop."""
+    stack = contextlib.ExitStack()
+    await asyncio.to_thread(stack.enter_context, receiver)
+    try:
+        yield
+    except BaseException as error:
+        await asyncio.to_thread(stack.__exit__, type(error), error, error.__traceback__)
+        raise
+    await asyncio.to_thread(stack.close)

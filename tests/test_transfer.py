@@ -1,0 +1,143 @@
+"""The client's link through broken, frozen and slow connections to a real server."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from fedpdpo.client.link import Link
+from fedpdpo.client.state import TrainedRound
+from fedpdpo.client.training.local_round import TrainingReport
+from fedpdpo.common import payload
+from fedpdpo.common.errors import Refused
+from fedpdpo.common.files import sha256_of
+from fedpdpo.common.layout import LoraLayout
+from fedpdpo.common.payload import CHUNK_BYTES
+from fedpdpo.common.tensorfile import Contents
+from fedpdpo.v1.operator_pb2_grpc import OperatorServiceStub
+from processes import until
+from proxy import Proxy, proxied
+from serving import BACKBONE, TOKENIZER, Client, connected, events, running, settings
+
+NAME = "m.0.q.lora_A.weight"
+LAYOUT = LoraLayout(((NAME, (96, 2**14)),))
+SIZE = Contents.of(LAYOUT).num_bytes
+REPORT = TrainingReport(loss=0.5, accuracy=0.5, num_steps=1, seconds=1.0)
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(payload, "SYNC_BYTES", CHUNK_BYTES)
+
+
+@contextmanager
+def linked(
+    folder: Path, *, stall_s: float = 30.0, **changed: object
+) -> Iterator[tuple[Link, Proxy, OperatorServiceStub]]:
+    """A client that joined through a proxy, when its round is open."""
+    with (
+        running(settings(folder / "server", min_clients=1, **changed)) as port,
+        connected(port) as (stub, operator),
+        proxied(port) as proxy,
+    ):
+        link = Link(f"127.0.0.1:{proxy.port}", "ada", connect_timeout_s=20, stall_s=stall_s)
+        link.get_run()
+        link.join(
+            backbone_fingerprint=BACKBONE,
+            tokenizer_fingerprint=TOKENIZER,
+            layout=LAYOUT,
+            num_train_pairs=3,
+            num_eval_pairs=3,
+        )
+        Client(stub, "ada").report(0)
+        assert link.assignment().train.round == 1
+        yield link, proxy, operator
+        link.close()
+
+
+def trained(folder: Path) -> TrainedRound:
+    path = folder / "delta.safetensors"
+    save_file({NAME: np.random.default_rng(0).normal(size=(96, 2**14)).astype(np.float32)}, path)
+    return TrainedRound(1, 3, REPORT, path)
+
+
+def test_a_delta_gets_through_connections_that_break_and_is_counted_once(tmp_path: Path) -> None:
+    with linked(tmp_path) as (link, proxy, operator):
+        before = len(proxy.up)
+        proxy.cut_up_after = 2 * CHUNK_BYTES + 50_000
+        proxy.cut()
+        seen: list[int] = []
+        link.push(trained(tmp_path), LAYOUT, seen.append)
+        assert proxy.num_connections >= 4
+        assert len(proxy.up) - before < 1.6 * SIZE
+        assert max(seen) >= SIZE
+        assert events(operator).count("delta_received") == 1
+
+
+def test_an_adapter_gets_through_connections_that_break(tmp_path: Path) -> None:
+    with linked(tmp_path) as (link, proxy, _):
+        before = proxy.down_bytes
+        proxy.cut_down_after = 2 * CHUNK_BYTES + 50_000
+        proxy.cut()
+        link.pull(0, tmp_path / "adapter", LAYOUT)
+        assert proxy.num_connections >= 4
+        assert proxy.down_bytes - before < 1.6 * SIZE
+        published = tmp_path / "server/adapters/version-00000.safetensors"
+        assert sha256_of(tmp_path / "adapter") == sha256_of(published)
+        assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize("way", ["push", "pull"])
+def test_a_frozen_connection_is_given_up_and_the_transfer_goes_on(tmp_path: Path, way: str) -> None:
+    with linked(tmp_path, stall_s=0.5, stall_timeout_s=0.5) as (link, proxy, operator):
+        notes: list[str] = []
+        link.note = notes.append
+        proxy.bytes_per_s = 8e6
+        work = {
+            "push": lambda: link.push(trained(tmp_path), LAYOUT),
+            "pull": lambda: link.pull(0, tmp_path / "adapter", LAYOUT),
+        }[way]
+        begun = len(proxy.up) + proxy.down_bytes
+        thread = threading.Thread(target=work)
+        thread.start()
+        until(lambda: len(proxy.up) + proxy.down_bytes > begun + 2 * CHUNK_BYTES, "some bytes")
+        proxy.frozen = True
+        until(lambda: any(notes), "the note that it waits")
+        proxy.frozen = False
+        thread.join(60)
+        assert not thread.is_alive()
+        assert notes[-1] == ""
+        if way == "push":
+            assert events(operator).count("delta_received") == 1
+        else:
+            assert load_file(tmp_path / "adapter")[NAME].shape == (96, 2**14)
+
+
+def test_a_slow_connection_is_not_given_up(tmp_path: Path) -> None:
+    with linked(tmp_path, stall_s=1.0, stall_timeout_s=1.0) as (link, proxy, operator):
+        proxy.bytes_per_s = 3e6
+        link.push(trained(tmp_path), LAYOUT)
+        assert proxy.num_connections == 1
+        assert events(operator).count("delta_received") == 1
+
+
+def test_a_damaged_piece_of_an_adapter_is_fetched_anew(tmp_path: Path) -> None:
+    with linked(tmp_path) as (link, _, _):
+        path = tmp_path / "adapter"
+        digest = sha256_of(tmp_path / "server/adapters/version-00000.safetensors")
+        (part := payload.part_of(path, digest)).write_bytes(b"\xff" * 1000)
+        link.pull(0, path, LAYOUT)
+        assert sha256_of(path) == digest
+        assert not part.exists()
+
+
+def test_a_delta_of_another_round_is_told_as_such(tmp_path: Path) -> None:
+    with linked(tmp_path) as (link, _, _):
+        foreign = TrainedRound(7, 3, REPORT, trained(tmp_path).delta)
+        with pytest.raises(Exception, match="round 7 is not open") as found:
+            link.push(foreign, LAYOUT)
+        assert isinstance(found.value.__cause__, Refused)
