@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help install proto check test demo bench-train clean
+.PHONY: help install proto check test test-faults test-network demo bench-train clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -35,7 +35,13 @@ check: install  ## ruff, mypy, import-linter, buf
 	$(BIN)/buf lint
 
 test: check  ## everything: checks, units, integration, system tests
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not network"
+
+test-faults: install  ## kill, cut, slow and fill; writes benchmarks/results/faults.json
+	FEDPDPO_FAULTS=benchmarks/results/faults.json $(BIN)/pytest tests/test_faults.py
+
+test-network: install  ## a run across network namespaces with bad links; needs root
+	$(BIN)/pytest tests/test_network.py -m network -rs
 
 demo: install  ## one server and four clients align a small real model; writes runs/demo
 	$(BIN)/python deploy/demo/run.py
