@@ -93,8 +93,8 @@ def test_what_a_round_leaves_out_is_sent_later(tmp_path: Path, fmt: DeltaFormat)
         before = folder
     assert (folder / RESIDUAL).exists() == fmt.loses
     residual = load_file(folder / RESIDUAL) if fmt.loses else {}
-    for name, tensor in wanted.items():
-        np.testing.assert_allclose(total[name] + residual.get(name, 0), tensor, atol=1e-7)
+    for name, expected in wanted.items():
+        np.testing.assert_allclose(total[name] + residual.get(name, 0), expected, atol=1e-7)
 
 
 @pytest.mark.parametrize(

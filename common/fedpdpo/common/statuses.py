@@ -69,5 +69,5 @@ def again_in_s(error: grpc.RpcError) -> float:
     info = error_details_pb2.RetryInfo()
     for detail in rich.details if rich else ():
         if detail.Unpack(info):
-            return max(0.0, info.retry_delay.ToNanoseconds() / 1e9)
+            return max(0.0, float(info.retry_delay.ToNanoseconds()) / 1e9)
     return 0.0

@@ -120,17 +120,16 @@ class Inspector:
         self._rest = data
 
     def _check(self, place: Place, values: Raw) -> None:
+        good = True
         if place.dtype == "F32":
-            good = np.isfinite(values).all()
+            good = bool(np.isfinite(values).all())
         elif place.dtype == "BF16":
-            good = ((values & 0x7F80) != 0x7F80).all()
+            good = bool(((values & 0x7F80) != 0x7F80).all())
         elif place.dtype == "I32" and len(values):
             rising = values[0] > self._highest and (np.diff(values) > 0).all()
             if not rising or values[-1] >= self._contents.specs[place.name].below:
                 raise BadPayload(f"the payload's {place.name} does not rise within its bounds")
-            self._highest, good = int(values[-1]), True
-        else:
-            good = True
+            self._highest = int(values[-1])
         if not good:
             raise BadPayload(f"the payload's {place.name} holds NaN or infinity")
 

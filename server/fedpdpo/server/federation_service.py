@@ -72,12 +72,14 @@ class FederationService(FederationServiceServicer):
                 return _packed(task)
             await self._changes.wait(change, at_most_s=left_s)
 
-    async def PullAdapter(self, request: pb.PullAdapterRequest, context: Any) -> None:
+    async def PullAdapter(  # type: ignore[override]  # it writes to the context
+        self, request: pb.PullAdapterRequest, context: Any
+    ) -> None:
         """Send an adapter from where the client's copy ends."""
         client_id = self._known(request)
         await self._exchange.send(client_id, request.adapter_version, request.held, context)
 
-    async def PushDelta(
+    async def PushDelta(  # type: ignore[override]  # it writes to the context
         self, request_iterator: AsyncIterator[pb.PushDeltaRequest], context: Any
     ) -> None:
         """Take a delta: header, then the chunks that are not here yet."""

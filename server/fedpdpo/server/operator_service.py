@@ -22,7 +22,9 @@ class OperatorService(OperatorServiceServicer):
         """A snapshot."""
         return await asyncio.to_thread(status, self._federation)
 
-    async def WatchEvents(self, request: pb.WatchEventsRequest, context: Any) -> None:
+    async def WatchEvents(  # type: ignore[override]  # it writes to the context
+        self, request: pb.WatchEventsRequest, context: Any
+    ) -> None:
         """Past events, then those that come, until the run ends."""
         last = request.after
         while True:
