@@ -11,7 +11,7 @@ import sqlite3
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ def final(folder: Path) -> bytes:
 
 def deltas(folder: Path) -> list[tuple[int, str]]:
     """Each time that the server entered a delta, by its events."""
-    with sqlite3.connect(folder / "server/run.sqlite") as database:
+    with closing(sqlite3.connect(folder / "server/run.sqlite")) as database:
         rows = database.execute("select message from events where kind = 'delta_received'")
         told = [dict(part.split("=", 1) for part in row[0].split()) for row in rows]
     return [(int(row["round"]), row["client"]) for row in told]

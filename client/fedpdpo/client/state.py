@@ -166,9 +166,8 @@ class ClientState:
             except OSError:
                 intact = False
             if not intact:
-                before = f"; without {folder} it goes on from {folders[-2].name}" * (
-                    len(folders) > 1
-                )
+                kept = [before.name for before in folders[:-1]] or ["the beginning"]
+                before = f"; without {folder} it goes on from {kept[-1]}"
                 raise BadState(f"{path} is damaged or missing; restore it from a backup{before}")
         private = PrivateState(
             load_file(folder / "private.safetensors"), load_file(folder / "optimizer.safetensors")
