@@ -19,26 +19,28 @@ from typing import Any
 
 #: A point's name to the function that is killed before or after it runs.
 SERVER_POINTS = {
+    "after-join": ("after", "fedpdpo.server.membership:join"),
+    "after-commit-of-an-evaluation": ("after", "fedpdpo.server.intake:Intake.evaluation"),
+    "before-open": ("before", "fedpdpo.server.steps:_open_or_end"),
+    "after-open": ("after", "fedpdpo.server.steps:_open_or_end"),
     "before-receive": ("before", "fedpdpo.common.payload:Receiver.write"),
     "after-receive": ("after", "fedpdpo.common.payload:Receiver.finish"),
     "before-keep": ("before", "fedpdpo.common.payload:Receiver.keep"),
     "after-keep": ("after", "fedpdpo.common.payload:Receiver.keep"),
     "after-commit-of-a-delta": ("after", "fedpdpo.server.intake:Intake.accept"),
-    "after-commit-of-an-evaluation": ("after", "fedpdpo.server.intake:Intake.evaluation"),
-    "after-join": ("after", "fedpdpo.server.membership:join"),
     "before-close": ("before", "fedpdpo.server.steps:_close"),
+    "before-add": ("before", "fedpdpo.server.steps:_average"),
     "before-decode": ("before", "fedpdpo.server.averaging:decoder"),
     "after-decode": ("after", "fedpdpo.server.averaging:decoder"),
-    "before-add": ("before", "fedpdpo.server.steps:_average"),
     "before-publish": ("before", "fedpdpo.server.steps:write_adapter"),
     "after-publish": ("after", "fedpdpo.server.steps:write_adapter"),
     "after-commit-of-an-adapter": ("after", "fedpdpo.server.steps:_average"),
-    "before-open": ("before", "fedpdpo.server.steps:_open_or_end"),
-    "after-open": ("after", "fedpdpo.server.steps:_open_or_end"),
 }
 CLIENT_POINTS = {
     "before-pull": ("before", "fedpdpo.client.link:Link.pull"),
     "after-pull": ("after", "fedpdpo.client.link:Link.pull"),
+    "before-report": ("before", "fedpdpo.client.link:Link.report"),
+    "after-report": ("after", "fedpdpo.client.link:Link.report"),
     "before-train": ("before", "fedpdpo.client.trainer:Trainer.train"),
     "after-train": ("after", "fedpdpo.client.trainer:Trainer.train"),
     "before-save": ("before", "fedpdpo.client.state:ClientState.save_round"),
@@ -46,9 +48,7 @@ CLIENT_POINTS = {
     "before-push": ("before", "fedpdpo.client.link:Link.push"),
     "amid-push": ("after", "fedpdpo.client.transfer:pack"),
     "after-push": ("after", "fedpdpo.client.link:Link.push"),
-    "before-acknowledge": ("before", "fedpdpo.client.link:Link.assignment"),
-    "before-report": ("before", "fedpdpo.client.link:Link.report"),
-    "after-report": ("after", "fedpdpo.client.link:Link.report"),
+    "before-asking": ("before", "fedpdpo.client.link:Link.assignment"),
     "before-leave": ("before", "fedpdpo.client.link:Link.leave"),
 }
 

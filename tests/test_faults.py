@@ -10,7 +10,7 @@ import signal
 import sqlite3
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -100,38 +100,56 @@ def armed(on: Stage, point: str, script: str, *arguments: object, log: str) -> P
     )
 
 
-def killed(program: Program, on: Stage) -> None:
+def killed(program: Program, marker: Path) -> None:
     assert program.ends() == -signal.SIGKILL, program.output
-    assert (on.folder / "killed").exists()
+    assert marker.exists()
+    marker.unlink()
 
 
-@pytest.mark.parametrize("point", faulty.SERVER_POINTS)
-def test_a_server_that_is_killed_goes_on(place: Place, tmp_path: Path, point: str) -> None:
+def chains(points: Iterable[str], length: int = 4) -> list[tuple[str, ...]]:
+    """The points in their order, a few for each run."""
+    names = tuple(points)
+    return [names[at : at + length] for at in range(0, len(names), length)]
+
+
+@pytest.mark.parametrize("points", chains(faulty.SERVER_POINTS), ids="+".join)
+def test_a_server_that_is_killed_again_and_again_goes_on(
+    place: Place, tmp_path: Path, points: tuple[str, ...]
+) -> None:
+    clients: list[Program] = []
+    port = 0
     with stage(tmp_path) as on:
         state = ("--state-dir", tmp_path / "server")
-        server = armed(
-            on, point, "fedpdpo-server", "--port", 0, *state, *place.settings(), log="server"
-        )
-        port = int(server.says(r"serving address=\S+:(\d+)").group(1))
-        clients = [on.client(name, port, place.data[name]) for name in CLIENTS]
-        killed(server, on)
+        for point in points:
+            server = armed(
+                on, point, "fedpdpo-server", "--port", port, *state, *place.settings(), log="server"
+            )
+            if not clients:
+                port = int(server.says(r"serving address=\S+:(\d+)").group(1))
+                clients = [on.client(name, port, place.data[name]) for name in CLIENTS]
+            killed(server, tmp_path / "killed")
         server, _ = on.server(*place.settings(), port=port)
         for program in (*clients, server):
             assert program.ends() == 0, program.output
-    place.tell("SIGKILL of the server", point, tmp_path)
+    for point in points:
+        place.tell("SIGKILL of the server", point, tmp_path)
 
 
-@pytest.mark.parametrize("point", faulty.CLIENT_POINTS)
-def test_a_client_that_is_killed_goes_on(place: Place, tmp_path: Path, point: str) -> None:
+@pytest.mark.parametrize("points", chains(faulty.CLIENT_POINTS), ids="+".join)
+def test_a_client_that_is_killed_again_and_again_goes_on(
+    place: Place, tmp_path: Path, points: tuple[str, ...]
+) -> None:
     with stage(tmp_path) as on:
         server, port = on.server(*place.settings())
         other = on.client("bea", port, place.data["bea"])
-        first = armed(on, point, "fedpdpo-client", *client_arguments(on, port, place), log="ada")
-        killed(first, on)
+        for point in points:
+            ada = armed(on, point, "fedpdpo-client", *client_arguments(on, port, place), log="ada")
+            killed(ada, tmp_path / "killed")
         again = on.client("ada", port, place.data["ada"])
         for program in (other, again, server):
             assert program.ends() == 0, program.output
-    place.tell("SIGKILL of a client", point, tmp_path)
+    for point in points:
+        place.tell("SIGKILL of a client", point, tmp_path)
 
 
 def client_arguments(on: Stage, port: int, place: Place) -> tuple[object, ...]:
@@ -204,7 +222,7 @@ def test_a_damaged_state_is_named_and_goes_on_from_the_round_before(
         first = armed(
             on, "after-save", "fedpdpo-client", *client_arguments(on, port, place), log="ada"
         )
-        killed(first, on)
+        killed(first, tmp_path / "killed")
         damaged = tmp_path / f"ada/rounds/round-00001/{part}.safetensors"
         damaged.write_bytes(damaged.read_bytes()[:-1])
         second = on.client("ada", port, place.data["ada"])
