@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,42 +14,47 @@ import pytest
 from processes import BIN, Program, Stage, stage
 from tiny import save_tiny_model, write_preferences
 
-IP, TC = shutil.which("ip"), shutil.which("tc")
+IP = shutil.which("ip")
+TUN = Path("/dev/net/tun")
 CLIENTS = ("ada", "bea")
-SERVER = "10.77.0.1"
 PORT = 50051
-BAD = ("delay", "100ms", "loss", "2%", "rate", "20mbit")
+DELAY_S, LOSS, BYTES_PER_S = 0.1, 0.02, 20e6 / 8
 DOWN_S = 30.0
+HERE = Path(__file__).parent
 
 pytestmark = [
     pytest.mark.network,
     pytest.mark.timeout(600),
-    pytest.mark.skipif(os.geteuid() != 0 or not IP or not TC, reason="needs root, ip and tc"),
+    pytest.mark.skipif(
+        os.geteuid() != 0 or not IP or not TUN.exists(),
+        reason="needs root, ip and /dev/net/tun for network namespaces",
+    ),
 ]
 
 
 class Network:
-    """A namespace for the server and one for each client, joined by a bridge of bad links."""
+    """A namespace for the server and one for each client, each joined to it by a bad link."""
 
-    def __init__(self, names: tuple[str, ...]) -> None:
+    def __init__(self, names: tuple[str, ...], on: Stage) -> None:
         self._tag = f"fed{os.getpid()}"
-        self._spaces = [self.space("server"), *map(self.space, names)]
-        for space in self._spaces:
-            _run(IP, "netns", "add", space)
-            self._ip(space, "link", "set", "lo", "up")
-        hub = self._spaces[0]
-        self._ip(hub, "link", "add", "br0", "type", "bridge")
-        self._ip(hub, "addr", "add", f"{SERVER}/24", "dev", "br0")
-        self._ip(hub, "link", "set", "br0", "up")
-        for number, space in enumerate(self._spaces[1:]):
-            near = f"port{number}"
-            self._ip(hub, "link", "add", near, "type", "veth", "peer", "eth0", "netns", space)
-            self._ip(hub, "link", "set", near, "master", "br0", "up")
-            self._ip(space, "addr", "add", f"10.77.0.{10 + number}/24", "dev", "eth0")
-            self._ip(space, "link", "set", "eth0", "up")
-            for where, device in ((hub, near), (space, "eth0")):
-                _run(IP, "netns", "exec", where, TC, "qdisc", "add", "dev", device, "root",
-                     "netem", *BAD)  # fmt: skip
+        self._on = on
+        self.servers = {name: f"10.77.{number}.1" for number, name in enumerate(names)}
+
+    def build(self) -> None:
+        """Make the namespaces and the links between them."""
+        for name in ("server", *self.servers):
+            _run("netns", "add", self.space(name))
+            _run("-n", self.space(name), "link", "set", "lo", "up")
+        for name, address in self.servers.items():
+            self._link(name, address)
+
+    def _link(self, name: str, address: str) -> None:
+        mine = f"{address[:-1]}2"
+        link = self._on.start(
+            sys.executable, HERE / "badlink.py", self.space(name), mine, self.space("server"),
+            address, DELAY_S, LOSS, BYTES_PER_S, log=f"link-{name}",
+        )  # fmt: skip
+        link.says("up")
 
     def space(self, name: str) -> str:
         """The name of somebody's namespace."""
@@ -56,32 +62,42 @@ class Network:
 
     def link(self, name: str, state: str) -> None:
         """Take a client's link down, or up again."""
-        self._ip(self.space(name), "link", "set", "eth0", state)
+        _run("-n", self.space(name), "link", "set", "tun0", state)
 
-    def start(self, on: Stage, name: str, script: str, *arguments: object) -> Program:
+    def start(self, name: str, script: str, *arguments: object) -> Program:
         """Start a console script in a namespace."""
         command = ("netns", "exec", self.space(name), BIN / script)
-        return on.start(str(IP), *command, *arguments, log=name)
+        return self._on.start(str(IP), *command, *arguments, log=name)
+
+    def connecting_s(self, name: str) -> float:
+        """How long a client needs to connect to the server."""
+        code = (
+            "import socket, sys, time; begun = time.monotonic();"
+            "socket.create_connection((sys.argv[1], int(sys.argv[2])), 60).close();"
+            "print(time.monotonic() - begun)"
+        )
+        command = [str(IP), "netns", "exec", self.space(name), sys.executable, "-c", code]
+        asked = [*command, self.servers[name], str(PORT)]
+        return float(subprocess.run(asked, check=True, capture_output=True, timeout=90).stdout)
 
     def close(self) -> None:
-        """Remove the namespaces, and with them their links."""
-        for space in self._spaces:
-            subprocess.run([str(IP), "netns", "del", space], check=False)
-
-    def _ip(self, space: str, *arguments: str) -> None:
-        _run(IP, "-n", space, *arguments)
+        """Remove the namespaces."""
+        for name in ("server", *self.servers):
+            subprocess.run([str(IP), "netns", "del", self.space(name)], check=False)
 
 
-def _run(program: str | None, *arguments: str | None) -> None:
-    subprocess.run([str(program), *map(str, arguments)], check=True, timeout=30)
+def _run(*arguments: str) -> None:
+    subprocess.run([str(IP), *arguments], check=True, timeout=30)
 
 
 @contextmanager
-def network(names: tuple[str, ...]) -> Iterator[Network]:
-    built = Network(names)
+def network(names: tuple[str, ...], on: Stage) -> Iterator[Network]:
+    built = Network(names, on)
     try:
+        built.build()
         yield built
     finally:
+        on.end()
         built.close()
 
 
@@ -113,13 +129,16 @@ def test_a_run_over_bad_links_of_which_one_goes_down_ends_with_the_same_bits(
         clients = [on.client(name, port, data[name]) for name in CLIENTS]
         for program in (*clients, server):
             assert program.ends() == 0, program.output
-    with network(CLIENTS) as net, stage(bad) as on:
+    with stage(bad) as on, network(CLIENTS, on) as net:
         server = net.start(
-            on, "server", "fedpdpo-server", "--host", SERVER, "--port", PORT, *settings(model, bad)
+            "server", "fedpdpo-server", "--host", "0.0.0.0", "--port", PORT, *settings(model, bad)
         )
         server.says("serving address=")
+        assert all(net.connecting_s(name) >= 2 * DELAY_S for name in CLIENTS)
         clients = [
-            net.start(on, name, "fedpdpo-client", *wanted(name, f"{SERVER}:{PORT}", path, bad))
+            net.start(
+                name, "fedpdpo-client", *wanted(name, f"{net.servers[name]}:{PORT}", path, bad)
+            )
             for name, path in data.items()
         ]
         clients[0].says("pushed round=1")
