@@ -20,8 +20,8 @@ from fedpdpo.common.errors import BadPayload
 from fedpdpo.common.layout import LoraLayout
 from fedpdpo.common.tensorfile import Array, TensorReader
 
-#: Numbers in a window, unless one tensor has more: 64 MiB as float64.
-_WINDOW = 2**23
+#: Numbers in a window, unless one tensor has more: 32 MiB as float64.
+_WINDOW = 2**22
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,15 @@ def averaged(
         for delta in deltas:
             read = decoder(TensorReader(delta.path), layout)
             for name, total in sums.items():
-                total += delta.weight * read(name).astype(np.float64)
+                weighted = read(name).astype(np.float64)
+                weighted *= delta.weight
+                total += weighted
         for name, total in sums.items():
+            total /= total_weight
+            total *= server_lr
+            total += present.read(name)
             with np.errstate(over="ignore"):
-                step = server_lr * (total / total_weight)
-                following = (present.read(name) + step).astype(np.float32)
+                following = total.astype(np.float32)
             if not np.isfinite(following).all():
                 raise BadPayload(f"averaging made {name} infinite; lower --server-lr")
             yield name, following
