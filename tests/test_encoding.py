@@ -142,3 +142,9 @@ def test_a_packed_piece_comes_out_as_it_was(data: bytes, zstd: bool) -> None:
 def test_a_frame_that_is_damaged_or_holds_too_much_is_refused(frame: bytes) -> None:
     with pytest.raises(BadPayload, match="zstd frame"):
         unpacked(frame, zstd=True)
+
+
+@pytest.mark.parametrize("share", [0.0, -1.0, 1.5, float("nan")])
+def test_a_share_that_topk_cannot_send_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match="cannot send"):
+        DeltaFormat(Encoding.TOPK, share)

@@ -125,6 +125,16 @@ def test_another_payload_for_the_same_place_removes_what_came_of_the_first(tmp_p
         assert held_of(tmp_path / "payload") == (0, hashlib.sha256(other).digest())
 
 
+def test_what_came_for_a_place_whose_name_goes_on_is_left_alone(tmp_path: Path) -> None:
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    foreign = tmp_path / f".payload.more.{digest}.part"
+    foreign.write_bytes(b"of somebody else")
+    with receiver(tmp_path):
+        pass
+    assert foreign.exists()
+    assert held_of(tmp_path / "payload") == (0, bytes.fromhex(digest))
+
+
 def test_an_announcement_is_refused_before_a_byte_is_taken(tmp_path: Path) -> None:
     most = Contents.of(LAYOUT).max_payload_bytes
     with pytest.raises(TooLarge, match=f"{most + 1} bytes, the run's adapter {most}"):

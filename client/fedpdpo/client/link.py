@@ -114,7 +114,10 @@ class Link:
         response = self._call("Join", lambda: self._stub.Join(request, timeout=_CALL_S))
         self._give_up_at = None
         agreed = response.format
-        self.format = DeltaFormat(Encoding(agreed.encoding), agreed.topk_share)
+        try:
+            self.format = DeltaFormat(Encoding(agreed.encoding), agreed.topk_share)
+        except ValueError as error:
+            raise Refused(f"{self._server} asks for deltas in {agreed.encoding!r:.80}") from error
         self._zstd = agreed.zstd
         return run_from_message(response.run)
 

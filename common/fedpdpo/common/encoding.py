@@ -33,10 +33,17 @@ class Encoding(StrEnum):
 
 @dataclass(frozen=True)
 class DeltaFormat:
-    """An encoding with what belongs to it: the share of numbers that topk keeps."""
+    """An encoding with what belongs to it: the share of numbers that topk keeps.
+
+    Raises ValueError for a share that is not in (0, 1].
+    """
 
     encoding: Encoding = Encoding.FLOAT32
     topk_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.encoding is Encoding.TOPK and not 0 < self.topk_share <= 1:
+            raise ValueError(f"topk cannot send a share of {self.topk_share}")
 
     @property
     def loses(self) -> bool:

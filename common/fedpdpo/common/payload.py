@@ -8,6 +8,7 @@ What came of a payload that was cut off stays beside its place, named by its dig
 import contextlib
 import hashlib
 import os
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,7 +101,11 @@ class Receiver:
                 if other != self._part:
                     other.unlink(missing_ok=True)
             self._file = self._part.open("a+b")
-        self._take_up()
+        try:
+            self._take_up()
+        except BaseException:
+            self._file.close()
+            raise
         return self
 
     def _take_up(self) -> None:
@@ -178,8 +183,14 @@ def part_of(path: Path, sha256: bytes) -> Path:
 
 
 def parts_of(path: Path) -> list[Path]:
-    """What came of payloads for a place and is not whole yet."""
-    return list(path.parent.glob(f".{path.name}.*.part"))
+    """What came of payloads for a place and is not whole yet.
+
+    The name must fit whole: another place's may begin with this one's.
+    """
+    fitting = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{64}}\.part")
+    folder = path.parent
+    there = folder.iterdir() if folder.is_dir() else ()
+    return [part for part in there if fitting.fullmatch(part.name)]
 
 
 def held_of(path: Path) -> tuple[int, bytes]:
