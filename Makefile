@@ -8,7 +8,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help install proto check test test-faults test-network demo bench-train clean
+.PHONY: help install proto check test test-faults test-network test-large test-soak demo
+.PHONY: bench-train bench-round clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -30,12 +31,13 @@ check: install  ## ruff, mypy, import-linter, buf
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/mypy common server client deploy/demo tests hatch_build.py
-	MYPYPATH=benchmarks/train $(BIN)/mypy benchmarks/train
+	MYPYPATH=benchmarks:benchmarks/train $(BIN)/mypy benchmarks/train
+	MYPYPATH=benchmarks $(BIN)/mypy benchmarks/round/*.py benchmarks/encodings
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/buf lint
 
 test: check  ## everything: checks, units, integration, system tests
-	$(BIN)/pytest -m "not network"
+	$(BIN)/pytest -m "not network and not large and not soak"
 
 test-faults: install  ## kill, cut, slow and fill; writes benchmarks/results/faults.json
 	FEDPDPO_FAULTS=benchmarks/results/faults.json $(BIN)/pytest tests/test_faults.py
@@ -43,11 +45,20 @@ test-faults: install  ## kill, cut, slow and fill; writes benchmarks/results/fau
 test-network: install  ## a run across network namespaces with bad links; needs root
 	$(BIN)/pytest tests/test_network.py -m network -rs
 
+test-large: install  ## an adapter of 3 GiB there and back in constant memory; 18 GiB of disk
+	$(BIN)/pytest tests/test_large.py -m large -rs
+
+test-soak: install  ## 200 rounds with 8 clients: memory, files and threads of the server
+	$(BIN)/pytest tests/test_soak.py -m soak -s
+
 demo: install  ## one server and four clients align a small real model; writes runs/demo
 	$(BIN)/python deploy/demo/run.py
 
 bench-train: install  ## training beside TRL's DPOTrainer; writes benchmarks/results
-	$(BIN)/python benchmarks/train/run.py $(BENCH)
+	PYTHONPATH=benchmarks $(BIN)/python benchmarks/train/run.py $(BENCH)
+
+bench-round: install  ## rounds without training beside Flower and bare gRPC; writes benchmarks/results
+	PYTHONPATH=benchmarks $(BIN)/python benchmarks/round/run.py $(BENCH)
 
 clean:  ## remove runs and caches; keeps .venv
 	rm -rf runs .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

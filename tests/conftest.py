@@ -1,10 +1,14 @@
-"""Shows at the end what came of each fault that was tried."""
+"""Worlds for tests of the domain; shows at the end what came of each fault that was tried."""
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 from rich.table import Table
+
+from world import NewWorld, World
 
 FAULTS = pytest.StashKey[list[dict[str, Any]]]()
 
@@ -21,3 +25,23 @@ def pytest_terminal_summary(
     for found in told:
         table.add_row(*(str(value) for value in found.values()))
     Console(file=terminalreporter._tw._file, width=120).print(table)
+
+
+@pytest.fixture
+def new_world(tmp_path: Path) -> Iterator[NewWorld]:
+    """Makes a federation with these settings in the test's folder."""
+    made: list[World] = []
+
+    def make(**values: Any) -> World:
+        made.append(World(tmp_path, **values))
+        return made[-1]
+
+    yield make
+    for world in made:
+        world.store.close()
+
+
+@pytest.fixture
+def world(new_world: NewWorld) -> World:
+    """A federation with the settings of most tests."""
+    return new_world()

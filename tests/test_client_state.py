@@ -11,8 +11,8 @@ import torch
 from fedpdpo.client import state as state_module
 from fedpdpo.client.link import Link
 from fedpdpo.client.model.lora import SharedState
-from fedpdpo.client.state import ClientState, PrivateState, TrainedRound
-from fedpdpo.client.training.local_round import TrainingReport
+from fedpdpo.client.outcome import TrainedRound, TrainingReport
+from fedpdpo.client.state import ClientState, PrivateState
 from fedpdpo.common.errors import BadPayload, BadState, StorageFull
 from fedpdpo.common.layout import LoraLayout
 from tiny import tiny_run

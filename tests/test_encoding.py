@@ -15,6 +15,7 @@ from fedpdpo.client.feedback import RESIDUAL, write_delta
 from fedpdpo.client.model.lora import SharedState
 from fedpdpo.common.encoding import DeltaFormat, Encoding, decoder, encoded
 from fedpdpo.common.errors import BadPayload
+from fedpdpo.common.frames import Chunk
 from fedpdpo.common.layout import LoraLayout
 from fedpdpo.common.payload import CHUNK_BYTES, pack, unpacked
 from fedpdpo.common.tensorfile import Array, TensorReader, check_file, write_tensors
@@ -126,7 +127,9 @@ def test_an_infinite_bfloat16_is_refused(tmp_path: Path) -> None:
 
 @given(st.binary(min_size=1, max_size=2000), st.booleans())
 def test_a_packed_piece_comes_out_as_it_was(data: bytes, zstd: bool) -> None:
-    assert unpacked(pack(data, zstd=zstd), zstd=zstd) == data
+    chunk = pack(7, data, zstd=zstd)
+    assert (chunk.offset, chunk.zstd) == (7, zstd)
+    assert unpacked(chunk) == data
 
 
 @pytest.mark.parametrize(
@@ -141,7 +144,7 @@ def test_a_packed_piece_comes_out_as_it_was(data: bytes, zstd: bool) -> None:
 )
 def test_a_frame_that_is_damaged_or_holds_too_much_is_refused(frame: bytes) -> None:
     with pytest.raises(BadPayload, match="zstd frame"):
-        unpacked(frame, zstd=True)
+        unpacked(Chunk(0, frame, zstd=True))
 
 
 @pytest.mark.parametrize("share", [0.0, -1.0, 1.5, float("nan")])

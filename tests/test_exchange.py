@@ -3,11 +3,13 @@
 import hashlib
 import queue
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
+import zstandard
 from safetensors.numpy import load, save
 
 from fedpdpo.common import payload
@@ -16,7 +18,7 @@ from fedpdpo.common.layout import LoraLayout
 from fedpdpo.common.payload import CHUNK_BYTES
 from fedpdpo.common.statuses import again_in_s
 from fedpdpo.common.wire import layout_to_messages
-from fedpdpo.server import exchange
+from fedpdpo.server import exchange, intake
 from fedpdpo.v1 import federation_pb2 as pb
 from fedpdpo.v1 import payload_pb2
 from processes import until
@@ -75,7 +77,7 @@ def joined(client: Client) -> Client:
 def test_a_delta_goes_on_where_it_was_cut_off_even_by_the_servers_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(payload, "SYNC_BYTES", CHUNK_BYTES)
+    monkeypatch.setattr(intake, "SYNC_BYTES", CHUNK_BYTES)
     cuts = [0, 2 * CHUNK_BYTES, 3 * CHUNK_BYTES + 5, len(DELTA)]
     ending = settings(tmp_path, min_clients=1)
     with running(ending) as port, connected(port) as (stub, _):
@@ -211,12 +213,11 @@ def test_encoded_deltas_in_zstd_are_averaged_as_what_they_stand_for(tmp_path: Pa
                 f"{NAME}.scale": np.full(shape[:1], 2 / 127, "<f4"),
             }
         )
-        pieces = [
-            payload_pb2.PayloadChunk(
-                offset=at, data=payload.pack(content[at : at + CHUNK_BYTES], zstd=True), zstd=True
-            )
+        packed = [
+            payload.pack(at, content[at : at + CHUNK_BYTES], zstd=True)
             for at in range(0, len(content), CHUNK_BYTES)
         ]
+        pieces = [payload_pb2.PayloadChunk(**asdict(piece)) for piece in packed]
         assert sum(len(piece.data) for piece in pieces) < len(content) / 100
         ada.push(1, content, chunks=pieces, num_pairs=3)
         bea.push(1, {NAME: np.full(shape, 6, np.float32)}, num_pairs=1)
@@ -224,7 +225,7 @@ def test_encoded_deltas_in_zstd_are_averaged_as_what_they_stand_for(tmp_path: Pa
         _, *parts = ada.pull(1)
         assert all(part.chunk.zstd for part in parts)
         first, second = (
-            load(b"".join(payload.unpacked(p.chunk.data, zstd=p.chunk.zstd) for p in pulled[1:]))
+            load(b"".join(zstandard.decompress(part.chunk.data) for part in pulled[1:]))
             for pulled in (ada.pull(0), ada.pull(1))
         )
         np.testing.assert_allclose(second[NAME] - first[NAME], 3.0, rtol=1e-5)

@@ -2,17 +2,15 @@
 
 import hashlib
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
-from safetensors.numpy import load_file, save
+from safetensors.numpy import save
 
 from fedpdpo.common.errors import (
-    AlreadyPushed,
     BadState,
     Mismatch,
     NotFound,
@@ -20,104 +18,17 @@ from fedpdpo.common.errors import (
     StorageFull,
 )
 from fedpdpo.common.layout import LoraLayout
-from fedpdpo.common.metrics import Metrics
 from fedpdpo.common.table import status_table
 from fedpdpo.server import steps
-from fedpdpo.server.federation import Federation
-from fedpdpo.server.intake import Announced, Intake
-from fedpdpo.server.membership import Newcomer, heartbeat, join, leave
-from fedpdpo.server.operations import events_after, set_paused, stop
+from fedpdpo.server.intake import Announced
+from fedpdpo.server.membership import heartbeat
+from fedpdpo.server.operations import set_paused, stop
 from fedpdpo.server.rounds import Phase
 from fedpdpo.server.status import status
 from fedpdpo.server.steps import step
-from fedpdpo.server.store import Store
-from fedpdpo.server.tasks import Evaluate, Finish, Task, Train, Wait
-from serving import BACKBONE, LAYOUT, TOKENIZER, settings, tensors
-
-METRICS = Metrics(0.5, 0.5, 0.5, 0.0, 0.7)
-
-
-class World:
-    """A federation on a state directory, with a clock in hand; it can be closed and opened."""
-
-    def __init__(self, folder: Path, **values: Any) -> None:
-        folder.mkdir(exist_ok=True)
-        self.folder = folder
-        self.values = values
-        self.now = 1000.0
-        self.open()
-
-    def open(self) -> None:
-        self.store = Store(self.folder)
-        wanted = settings(self.folder, **self.values)
-        self.federation = Federation(
-            self.store, wanted, clock=lambda: self.now, ticks=lambda: self.now
-        )
-        self.intake = Intake(self.federation)
-
-    def reopen(self) -> None:
-        """What a crash and a start do: all that was in memory is gone."""
-        self.store.close()
-        self.open()
-
-    def join(self, name: str, **changed: Any) -> None:
-        fields: dict[str, Any] = {
-            "client_id": name,
-            "backbone_fingerprint": BACKBONE,
-            "tokenizer_fingerprint": TOKENIZER,
-            "layout": LAYOUT,
-            "num_train_pairs": 10,
-            "num_eval_pairs": 5,
-        }
-        join(self.federation, Newcomer(**(fields | changed)))
-
-    def settle(self) -> None:
-        while step(self.federation):
-            pass
-
-    def task(self, name: str) -> Task:
-        return self.federation.task(name)
-
-    def evaluate(self, name: str, version: int) -> None:
-        self.intake.evaluation(name, version=version, num_pairs=5, views={"VIEW_GLOBAL": METRICS})
-
-    def push(self, name: str, number: int, value: float, *, num_pairs: int = 10) -> None:
-        content = save(tensors(value))
-        digest = hashlib.sha256(content).digest()
-        delta = Announced(name, number, num_pairs, len(content), digest, {"loss": 0.5})
-        receiver = self.intake.receiver(delta)
-        if receiver is None:
-            return
-        with receiver:
-            receiver.write(0, content)
-            self.intake.accept(delta, receiver)
-
-    @property
-    def phase(self) -> Phase:
-        with self.federation.reading() as ledger:
-            return ledger.phase()
-
-    def adapter(self, version: int) -> float:
-        content = load_file(self.store.adapter_path(version))
-        return float(content["m.0.q.lora_B.weight"][0, 0])
-
-    @property
-    def events(self) -> list[str]:
-        return [event.kind for event in events_after(self.federation, 0)]
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    built = World(tmp_path)
-    yield built
-    built.store.close()
-
-
-def begin(world: World, *names: str) -> None:
-    for name in names:
-        world.join(name)
-        world.evaluate(name, 0)
-    world.settle()
+from fedpdpo.server.tasks import Evaluate, Finish, Train, Wait
+from serving import BACKBONE, LAYOUT, tensors
+from world import NewWorld, World, begin
 
 
 def test_the_first_client_fixes_the_run_and_makes_the_first_adapter(world: World) -> None:
@@ -168,11 +79,26 @@ def test_many_first_joins_at_once_fix_the_run_once(world: World) -> None:
     assert world.events.count("client_joined") == 12
 
 
+def test_clients_that_wait_are_woken_only_where_they_may_have_to_do_something(
+    new_world: NewWorld,
+) -> None:
+    world = new_world(min_clients=3)
+    begin(world, "ada", "bea", "cyd")
+    woken = world.turns
+    world.push("ada", 1, 1.0)
+    world.push("bea", 1, 1.0)
+    assert world.turns == woken
+    world.push("cyd", 1, 1.0)
+    world.settle()
+    assert world.turns > woken
+
+
 def test_a_run_goes_from_tasks_to_results_to_its_end(world: World) -> None:
     world.join("ada")
     world.evaluate("ada", 0)
     world.settle()
-    assert world.task("ada") == Wait("1 more client")
+    assert world.task("ada") == Wait()
+    assert world.waiting_for() == "1 more client"
     world.join("bea")
     world.settle()
     assert world.task("bea") == Evaluate(0)
@@ -180,7 +106,8 @@ def test_a_run_goes_from_tasks_to_results_to_its_end(world: World) -> None:
     for number in (1, 2):
         assert world.task("ada") == world.task("bea") == Train(number)
         world.push("ada", number, 1.0, num_pairs=30)
-        assert world.task("ada") == Wait("deltas of bea")
+        assert world.task("ada") == Wait()
+        assert world.waiting_for() == "deltas of bea"
         world.push("bea", number, 2.0, num_pairs=10)
         world.settle()
         assert world.adapter(number) == pytest.approx(number * 1.25)
@@ -219,9 +146,9 @@ def test_a_run_that_is_reopened_after_every_change_ends_the_same(tmp_path: Path)
 
 
 def test_a_server_that_dies_while_averaging_averages_the_same_deltas(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    new_world: NewWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world = World(tmp_path, quorum=0.5, round_deadline_s=10)
+    world = new_world(quorum=0.5, round_deadline_s=10)
     begin(world, "ada", "bea")
     world.push("ada", 1, 0.5)
     world.now += 11
@@ -238,7 +165,6 @@ def test_a_server_that_dies_while_averaging_averages_the_same_deltas(
         world.push("bea", 1, 9.0)
     world.settle()
     assert world.adapter(1) == 0.5
-    world.store.close()
 
 
 def test_an_average_that_was_broken_off_comes_out_the_same_to_the_bit(
@@ -284,8 +210,8 @@ def test_a_full_disk_stops_the_step_and_it_can_be_tried_again(
     assert world.adapter(1) == 1.0
 
 
-def test_a_round_closes_at_its_deadline_only_with_a_quorum(tmp_path: Path) -> None:
-    world = World(tmp_path, quorum=0.5, round_deadline_s=10)
+def test_a_round_closes_at_its_deadline_only_with_a_quorum(new_world: NewWorld) -> None:
+    world = new_world(quorum=0.5, round_deadline_s=10)
     begin(world, "ada", "bea")
     world.now += 11
     world.settle()
@@ -295,11 +221,10 @@ def test_a_round_closes_at_its_deadline_only_with_a_quorum(tmp_path: Path) -> No
     assert world.adapter(1) == 2.0
     with pytest.raises(NotOpen, match="round 1 is not open, round 2 is open"):
         world.push("ada", 1, 1.0)
-    world.store.close()
 
 
-def test_a_delta_still_on_its_way_when_its_round_is_averaged_is_late(tmp_path: Path) -> None:
-    world = World(tmp_path, quorum=0.5, round_deadline_s=10)
+def test_a_delta_still_on_its_way_when_its_round_is_averaged_is_late(new_world: NewWorld) -> None:
+    world = new_world(quorum=0.5, round_deadline_s=10)
     begin(world, "ada", "bea")
     content = save(tensors(9.0))
     digest = hashlib.sha256(content).digest()
@@ -314,8 +239,7 @@ def test_a_delta_still_on_its_way_when_its_round_is_averaged_is_late(tmp_path: P
         receiver.write(40, content[40:])
         world.intake.accept(delta, receiver)
     assert world.adapter(1) == 2.0
-    assert not [path for path in (tmp_path / "deltas").rglob("*") if path.is_file()]
-    world.store.close()
+    assert not [path for path in (world.folder / "deltas").rglob("*") if path.is_file()]
 
 
 def test_only_deltas_that_an_average_needs_are_kept(world: World) -> None:
@@ -326,7 +250,8 @@ def test_only_deltas_that_an_average_needs_are_kept(world: World) -> None:
         folder.mkdir(parents=True)
         for name in names:
             (folder / name).touch()
-    world.store.keep_deltas({world.store.delta_path(10, "ada")}, from_round=99_999)
+    world.store.put_aside(but={world.store.delta_path(10, "ada")}, from_round=99_999)
+    world.store.remove_useless()
     kept = [
         (number, name)
         for number in rounds
@@ -334,12 +259,13 @@ def test_only_deltas_that_an_average_needs_are_kept(world: World) -> None:
         if (world.store.round_folder(number) / name).exists()
     ]
     assert kept == [(10, names[0]), (99_999, names[1]), (100_000, names[1])]
-    assert not world.store.round_folder(9).exists()
+    left = {path.name for path in (world.folder / "deltas").iterdir()}
+    assert left == {"round-00010", "round-99999", "round-100000"}
 
 
 @pytest.mark.parametrize("order", [("ada", "bea", "cyd"), ("cyd", "bea", "ada")])
-def test_the_order_of_arrival_changes_no_bit(tmp_path: Path, order: tuple[str, ...]) -> None:
-    world = World(tmp_path, min_clients=3)
+def test_the_order_of_arrival_changes_no_bit(new_world: NewWorld, order: tuple[str, ...]) -> None:
+    world = new_world(min_clients=3)
     begin(world, "ada", "bea", "cyd")
     values = {"ada": (0.1, 7), "bea": (0.3, 11), "cyd": (-0.7, 1009)}
     for name in order:
@@ -349,145 +275,13 @@ def test_the_order_of_arrival_changes_no_bit(tmp_path: Path, order: tuple[str, .
     for value, pairs in values.values():
         total += pairs * np.float64(np.float32(value))
     assert world.adapter(1) == float(np.float32(total / 1027))
-    world.store.close()
-
-
-def test_more_are_asked_than_are_waited_for(tmp_path: Path) -> None:
-    world = World(tmp_path, sample_clients=3, close_after=2)
-    begin(world, "ada", "bea", "cyd", "dan")
-    with world.federation.reading() as ledger:
-        opened = ledger.open_round()
-        assert opened is not None
-        asked = opened.sampled
-    assert len(asked) == 3
-    for name in asked[:2]:
-        world.push(name, 1, 1.0)
-    world.settle()
-    assert world.adapter(1) == 1.0
-    with pytest.raises(NotOpen, match="round 1 is not open"):
-        world.push(asked[2], 1, 9.0)
-    world.store.close()
-
-
-def test_a_late_delta_is_folded_into_the_open_round_and_counts_less(tmp_path: Path) -> None:
-    world = World(tmp_path, rounds=3, close_after=2, late="fold", max_staleness=1)
-    begin(world, "ada", "bea", "cyd")
-    world.push("ada", 1, 1.0)
-    world.push("bea", 1, 1.0)
-    world.settle()
-    for name in ("ada", "bea"):
-        world.evaluate(name, 1)
-    assert world.task("ada") == Train(2)
-    world.push("cyd", 1, 4.0)
-    world.push("cyd", 1, 4.0)
-    assert world.store.delta_path(1, "cyd").exists()
-    world.reopen()
-    world.settle()
-    assert world.phase is Phase.TRAINING
-    world.push("ada", 2, 1.0)
-    world.settle()
-    late = 2**-0.5
-    assert world.adapter(2) == pytest.approx(1.0 + (4.0 * late + 1.0) / (late + 1.0))
-    assert world.events.count("delta_received") == 4
-    assert not world.store.delta_path(1, "cyd").exists()
-    with pytest.raises(AlreadyPushed):
-        world.push("cyd", 1, 5.0)
-    world.store.close()
-
-
-def test_a_delta_that_is_too_old_or_not_asked_for_is_not_folded(tmp_path: Path) -> None:
-    world = World(tmp_path, rounds=4, close_after=1, late="fold", max_staleness=1)
-    begin(world, "ada", "bea")
-    for number in (1, 2):
-        world.push("ada", number, 1.0)
-        world.settle()
-        world.evaluate("ada", number)
-        world.settle()
-    with pytest.raises(NotOpen, match="round 1 is not open, round 3 is open"):
-        world.push("bea", 1, 1.0)
-    world.join("cyd")
-    with pytest.raises(NotOpen, match="did not ask cyd"):
-        world.push("cyd", 2, 1.0)
-    world.push("bea", 2, 1.0)
-    world.store.close()
-
-
-def test_nothing_is_folded_into_a_round_that_does_not_follow(tmp_path: Path) -> None:
-    world = World(tmp_path, rounds=1, close_after=1, late="fold")
-    begin(world, "ada", "bea")
-    world.push("ada", 1, 1.0)
-    world.settle()
-    with pytest.raises(NotOpen, match="no round follows"):
-        world.push("bea", 1, 1.0)
-    world.store.close()
-
-
-def test_a_client_without_progress_is_not_waited_for_but_may_still_answer(tmp_path: Path) -> None:
-    world = World(tmp_path, progress_deadline_s=10, client_timeout_s=1000)
-    begin(world, "ada", "bea")
-    world.push("ada", 1, 1.0)
-    for progress in (0.1, 0.2, 0.3):
-        world.now += 9
-        heartbeat(world.federation, "bea", activity="training round 1", progress=progress)
-        world.settle()
-        assert world.phase is Phase.TRAINING
-    world.now += 11
-    heartbeat(world.federation, "bea", activity="training round 1", progress=0.3)
-    assert world.task("bea") == Train(1)
-    world.settle()
-    assert world.adapter(1) == 1.0
-    world.store.close()
-
-
-def test_the_deadline_begins_anew_with_the_server(tmp_path: Path) -> None:
-    world = World(tmp_path, quorum=0.5, round_deadline_s=10)
-    begin(world, "ada", "bea")
-    world.push("ada", 1, 1.0)
-    world.now += 9
-    world.reopen()
-    world.now += 9
-    world.settle()
-    assert world.phase is Phase.TRAINING
-    world.store.close()
-
-
-def test_a_client_that_leaves_is_not_awaited_and_may_come_back(world: World) -> None:
-    begin(world, "ada", "bea")
-    world.push("ada", 1, 1.0)
-    leave(world.federation, "bea")
-    leave(world.federation, "bea")
-    world.settle()
-    assert world.adapter(1) == 1.0
-    with pytest.raises(NotFound):
-        world.task("bea")
-    world.join("bea")
-    assert world.task("bea") == Evaluate(1)
-    assert world.events.count("client_left") == 1
-
-
-def test_a_silent_client_is_not_asked_in_the_next_round(tmp_path: Path) -> None:
-    world = World(tmp_path, client_timeout_s=10, min_clients=1)
-    begin(world, "ada", "bea")
-    world.push("ada", 1, 1.0)
-    world.push("bea", 1, 1.0)
-    world.now += 11
-    world.evaluate("ada", 0)
-    world.task("ada")
-    world.settle()
-    assert world.task("ada") == Evaluate(1)
-    world.evaluate("ada", 1)
-    assert world.task("ada") == Train(2)
-    with world.federation.reading() as ledger:
-        opened = ledger.open_round()
-        assert opened is not None
-        assert opened.sampled == ["ada"]
-    world.store.close()
 
 
 def test_a_paused_run_opens_no_round(world: World) -> None:
     set_paused(world.federation, True)
     begin(world, "ada", "bea")
-    assert world.task("ada") == Wait("the operator, who paused the run")
+    assert world.task("ada") == Wait()
+    assert world.waiting_for() == "the operator, who paused the run"
     world.reopen()
     world.settle()
     assert world.phase is Phase.WAITING
@@ -511,8 +305,8 @@ def test_a_stopped_run_ends_with_its_last_adapter_and_takes_nothing_more(world: 
     assert world.events.count("run_stopped") == 1
 
 
-def test_an_average_that_is_not_finite_leaves_the_adapter_as_it_was(tmp_path: Path) -> None:
-    world = World(tmp_path, server_lr=10)
+def test_an_average_that_is_not_finite_leaves_the_adapter_as_it_was(new_world: NewWorld) -> None:
+    world = new_world(server_lr=10)
     begin(world, "ada", "bea")
     world.push("ada", 1, 3e38)
     world.push("bea", 1, 3e38)
@@ -520,11 +314,10 @@ def test_an_average_that_is_not_finite_leaves_the_adapter_as_it_was(tmp_path: Pa
     assert np.isfinite(world.adapter(1))
     assert world.adapter(1) == world.adapter(0)
     assert "average_refused" in world.events
-    world.store.close()
 
 
-def test_a_run_is_evaluated_until_all_have_answered_or_the_deadline(tmp_path: Path) -> None:
-    world = World(tmp_path, rounds=1, evaluation_deadline_s=10)
+def test_a_run_is_evaluated_until_all_have_answered_or_the_deadline(new_world: NewWorld) -> None:
+    world = new_world(rounds=1, evaluation_deadline_s=10)
     begin(world, "ada", "bea")
     world.push("ada", 1, 1.0)
     world.push("bea", 1, 1.0)
@@ -532,11 +325,11 @@ def test_a_run_is_evaluated_until_all_have_answered_or_the_deadline(tmp_path: Pa
     world.evaluate("ada", 1)
     world.settle()
     assert world.phase == "EVALUATING"
-    assert world.task("ada") == Wait("evaluations of bea")
+    assert world.task("ada") == Wait()
+    assert world.waiting_for() == "evaluations of bea"
     world.now += 11
     world.settle()
     assert world.phase == "FINISHED"
-    world.store.close()
 
 
 def test_other_settings_than_the_runs_are_refused_by_name(tmp_path: Path) -> None:

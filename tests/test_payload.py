@@ -9,7 +9,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from fedpdpo.common import payload
 from fedpdpo.common.errors import BadPayload, CutOff, StorageFull, TooLarge, WrongDigest
 from fedpdpo.common.layout import LoraLayout
 from fedpdpo.common.payload import CHUNK_BYTES, Receiver, chunks_of, held_of
@@ -65,11 +64,8 @@ def test_what_is_cut_is_put_together_again_from_where_it_was_cut_off(
     assert {path.name for path in tmp_path.iterdir()} == {"payload", "source"}
 
 
-def test_what_is_held_is_told_as_it_becomes_durable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(payload, "SYNC_BYTES", 100)
-    with receiver(tmp_path) as taking:
+def test_what_is_held_is_told_as_it_becomes_durable(tmp_path: Path) -> None:
+    with receiver(tmp_path, sync_bytes=100) as taking:
         assert [taking.write(at, CONTENT[at : at + 50]) for at in (0, 50, 100, 150)] == [
             False, True, False, True,
         ]  # fmt: skip

@@ -10,14 +10,14 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from fedpdpo.client.link import Link
-from fedpdpo.client.state import TrainedRound
-from fedpdpo.client.training.local_round import TrainingReport
+from fedpdpo.client.outcome import TrainedRound, TrainingReport
 from fedpdpo.common import payload
 from fedpdpo.common.errors import Refused
 from fedpdpo.common.files import sha256_of
 from fedpdpo.common.layout import LoraLayout
 from fedpdpo.common.payload import CHUNK_BYTES
 from fedpdpo.common.tensorfile import Contents
+from fedpdpo.server import intake
 from fedpdpo.v1.operator_pb2_grpc import OperatorServiceStub
 from processes import until
 from proxy import Proxy, proxied
@@ -31,7 +31,7 @@ REPORT = TrainingReport(loss=0.5, accuracy=0.5, num_steps=1, seconds=1.0)
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(payload, "SYNC_BYTES", CHUNK_BYTES)
+    monkeypatch.setattr(intake, "SYNC_BYTES", CHUNK_BYTES)
 
 
 @contextmanager

@@ -1,9 +1,7 @@
 """Runs the benchmark's programs, each as a process of its own, and gathers what they measured."""
 
-import importlib.metadata
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -17,14 +15,9 @@ from typing import Any
 from fedpdpo.client.machine import available_cores
 from fedpdpo.common.errors import FedPDPOError
 from job import Job
+from machine import QUIET, busy_s
 
 HERE = Path(__file__).parent
-
-#: Share of all cores that other processes may take before a run counts as disturbed.
-QUIET = 0.05
-
-_STAT = Path("/proc/stat")
-PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "fedpdpo")
 
 
 class BenchmarkError(FedPDPOError):
@@ -95,37 +88,12 @@ def rate_during(
     return found
 
 
-def setting(*, threads: int) -> dict[str, Any]:
-    """What the figures depend on beside the code: machine and versions."""
-    return {
-        "cpu": _cpu(),
-        "cores": available_cores(),
-        "threads": threads,
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in PACKAGES},
-    }
-
-
 def _busy_s() -> float:
-    """CPU seconds that all processes have taken, and that a hypervisor took away."""
-    if not _STAT.exists():
-        return _children_s()
-    ticks = [int(part) for part in _STAT.read_text(encoding="ascii").split()[1:9]]
-    user, nice, system, _idle, _waiting, *interrupts_and_stolen = ticks
-    return sum((user, nice, system, *interrupts_and_stolen)) / os.sysconf("SC_CLK_TCK")
+    """CPU seconds of all processes; only of this one's children where more is not told."""
+    busy = busy_s()
+    return _children_s() if busy is None else busy
 
 
 def _children_s() -> float:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
-
-
-def _cpu() -> str:
-    path = Path("/proc/cpuinfo")
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

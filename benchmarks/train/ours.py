@@ -15,7 +15,8 @@ from clock import Clock, peak_mib, resident_mib
 from fedpdpo.client.data.tokens import PairTokens
 from fedpdpo.client.model.backbone import load_backbone
 from fedpdpo.client.model.policy import Policy
-from fedpdpo.client.training.local_round import TrainingReport, train_round
+from fedpdpo.client.outcome import TrainingReport
+from fedpdpo.client.training.local_round import train_round
 from fedpdpo.client.training.optimizer import LocalOptimizer
 from fedpdpo.client.training.pairset import PairSet, keep_trunk, prepare
 from fedpdpo.client.training.reference import ReferenceCache

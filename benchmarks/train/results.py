@@ -8,7 +8,7 @@ from typing import Any
 
 from cases import CASES, MAIN, OURS, TRL, Case
 from fedpdpo.common.files import whole_file
-from measure import QUIET
+from machine import QUIET
 
 #: What a run's process tells as text, of which there is no median.
 _TOLD = ("path",)

@@ -19,7 +19,8 @@ from fedpdpo.client.machine import available_cores
 from fedpdpo.common.errors import FedPDPOError
 from growth import growth
 from job import Job
-from measure import QUIET, matmul_rate, rate_during, run_job, setting
+from machine import QUIET, setting
+from measure import matmul_rate, rate_during, run_job
 from picture import draw
 from results import Results
 from table import growth_table, ratios_table
@@ -27,6 +28,7 @@ from table import growth_table, ratios_table
 ROOT = Path(__file__).parents[2]
 GROWTH = "growth"
 QUICK_PAIRS = 8
+PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "fedpdpo")
 
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 100)
 
@@ -132,7 +134,7 @@ def measure(
         "data_source": data.source,
         **token_counts(pairs),
         "model": model.name,
-        "setting": setting(threads=threads),
+        "setting": {**setting(PACKAGES), "threads": threads},
         "runs": runs,
     }
 

@@ -6,7 +6,7 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
-from measure import QUIET
+from machine import QUIET
 
 
 def ratios_table(cases: Mapping[str, Any]) -> Table:

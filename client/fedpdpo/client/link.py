@@ -13,11 +13,10 @@ from typing import TypeVar
 import grpc
 from tenacity import RetryCallState, Retrying, wait_random_exponential
 
-from fedpdpo.client.state import TrainedRound
-from fedpdpo.client.transfer import Moved, pull, push
+from fedpdpo.client.outcome import TrainedRound
+from fedpdpo.client.transfer import Calls, Moved, pull, push
 from fedpdpo.common.encoding import DeltaFormat, Encoding
 from fedpdpo.common.errors import CutOff, NotOpen, Refused, Stalled, WrongDigest
-from fedpdpo.common.files import sha256_of
 from fedpdpo.common.layout import LoraLayout
 from fedpdpo.common.log import fields
 from fedpdpo.common.metrics import Metrics
@@ -77,6 +76,7 @@ class Link:
         self._give_up_at: float | None = time.monotonic() + connect_timeout_s
         self._channel = grpc.insecure_channel(server, options=_OPTIONS)
         self._stub = FederationServiceStub(self._channel)
+        self._calls = Calls(self._channel)
 
     def close(self) -> None:
         """Close the connection."""
@@ -141,7 +141,7 @@ class Link:
         )
         self._call(
             "PullAdapter",
-            lambda: pull(self._stub, request, path, layout, stall_s=self._stall_s, moved=moved),
+            lambda: pull(self._calls, request, path, layout, stall_s=self._stall_s, moved=moved),
         )
 
     def push(self, trained: TrainedRound, layout: LoraLayout, moved: Moved = _unseen) -> None:
@@ -152,22 +152,20 @@ class Link:
         it.
         """
         path = trained.delta
-        check_file(path, self.format.contents(layout))
+        sha256 = check_file(path, self.format.contents(layout))
         header = pb.DeltaHeader(
             run_id=self._run_id,
             client_id=self._client_id,
             round=trained.number,
             num_pairs=trained.num_pairs,
             report=metrics_pb2.TrainingReport(**asdict(trained.report)),
-            payload=payload_pb2.PayloadHeader(
-                num_bytes=path.stat().st_size, sha256=sha256_of(path)
-            ),
+            payload=payload_pb2.PayloadHeader(num_bytes=path.stat().st_size, sha256=sha256),
         )
         try:
             self._call(
                 "PushDelta",
                 lambda: push(
-                    self._stub,
+                    self._calls,
                     header,
                     path,
                     zstd=self._zstd,

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from fedpdpo.client.feedback import write_delta
 from fedpdpo.client.model.lora import SharedState
-from fedpdpo.client.training.local_round import TrainingReport
+from fedpdpo.client.outcome import TrainedRound, TrainingReport
 from fedpdpo.common.encoding import DeltaFormat
 from fedpdpo.common.errors import BadState
 from fedpdpo.common.files import sha256_of, whole_file, whole_folder
@@ -64,16 +64,6 @@ class PrivateState:
 
     parameters: dict[str, Tensor]
     moments: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class TrainedRound:
-    """A round that the client has trained."""
-
-    number: int
-    num_pairs: int
-    report: TrainingReport
-    delta: Path
 
 
 class ClientState:

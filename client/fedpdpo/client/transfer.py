@@ -9,22 +9,39 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import grpc
 
-from fedpdpo.common.errors import Stalled, WrongDigest
+from fedpdpo.common.errors import BadPayload, Stalled, WrongDigest
+from fedpdpo.common.frames import PULL, PUSH, Chunk, packed, parser
 from fedpdpo.common.layout import LoraLayout
 from fedpdpo.common.payload import Receiver, chunks_of, held_of, pack, unpacked
 from fedpdpo.common.tensorfile import Contents
 from fedpdpo.v1 import federation_pb2 as pb
 from fedpdpo.v1 import payload_pb2
-from fedpdpo.v1.federation_pb2_grpc import FederationServiceStub
 
 Moved = Callable[[int], None]
 
 
+class Calls:
+    """The two calls that move payloads."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self.pull: Any = channel.unary_stream(
+            PULL,
+            request_serializer=pb.PullAdapterRequest.SerializeToString,
+            response_deserializer=parser(pb.PullAdapterResponse),
+        )
+        self.push: Any = channel.stream_stream(
+            PUSH,
+            request_serializer=packed,
+            response_deserializer=pb.PushDeltaResponse.FromString,
+        )
+
+
 def pull(
-    stub: FederationServiceStub,
+    calls: Calls,
     request: pb.PullAdapterRequest,
     path: Path,
     layout: LoraLayout,
@@ -40,9 +57,12 @@ def pull(
     asked = pb.PullAdapterRequest()
     asked.CopyFrom(request)
     asked.held.CopyFrom(payload_pb2.PayloadHeld(num_bytes=num_held, sha256=sha256))
-    call = stub.PullAdapter(asked)
+    call = calls.pull(asked)
     with Watch(call, stall_s=stall_s) as watch:
-        header = next(call, pb.PullAdapterResponse()).header
+        first = next(call, None)
+        if not isinstance(first, pb.PullAdapterResponse):
+            raise BadPayload("the server sent no header before the adapter")
+        header = first.header
         expected = num_held if header.sha256 == sha256 else 0
         with Receiver(
             path,
@@ -52,17 +72,19 @@ def pull(
         ) as receiver:
             if receiver.held != expected:
                 raise WrongDigest("what was here of the adapter is damaged; it is fetched anew")
-            for part in call:
+            for chunk in call:
                 watch.moved()
-                data = unpacked(part.chunk.data, zstd=part.chunk.zstd)
-                receiver.write(part.chunk.offset, data)
-                moved(part.chunk.offset + len(data))
+                if not isinstance(chunk, Chunk):
+                    raise BadPayload("the server sent a second header")
+                data = unpacked(chunk)
+                receiver.write(chunk.offset, data)
+                moved(chunk.offset + len(data))
             receiver.finish()
             receiver.keep()
 
 
 def push(
-    stub: FederationServiceStub,
+    calls: Calls,
     header: pb.DeltaHeader,
     path: Path,
     *,
@@ -77,18 +99,17 @@ def push(
     """
     begin: queue.SimpleQueue[int | None] = queue.SimpleQueue()
 
-    def parts() -> Iterator[pb.PushDeltaRequest]:
+    def parts() -> Iterator[pb.PushDeltaRequest | Chunk]:
         yield pb.PushDeltaRequest(header=header)
         held = begin.get()
         if held is None:
             return
         for offset, data in chunks_of(path, begin=held):
-            packed = payload_pb2.PayloadChunk(offset=offset, data=pack(data, zstd=zstd), zstd=zstd)
-            yield pb.PushDeltaRequest(chunk=packed)
+            yield pack(offset, data, zstd=zstd)
             watch.moved()
             moved(offset + len(data))
 
-    call = stub.PushDelta(parts())
+    call = calls.push(parts())
     counted: pb.DeltaCounted | None = None
     try:
         with Watch(call, stall_s=stall_s) as watch:

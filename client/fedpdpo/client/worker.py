@@ -7,8 +7,9 @@ from fedpdpo.client.heart import Heart
 from fedpdpo.client.link import Link
 from fedpdpo.client.model.lora import SharedState, layout_of
 from fedpdpo.client.model.policy import Policy
+from fedpdpo.client.outcome import TrainedRound
 from fedpdpo.client.progress import working
-from fedpdpo.client.state import ClientState, TrainedRound
+from fedpdpo.client.state import ClientState
 from fedpdpo.client.trainer import Trainer
 from fedpdpo.client.training.evaluation import evaluate
 from fedpdpo.client.training.local_round import num_pair_visits

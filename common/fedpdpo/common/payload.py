@@ -25,12 +25,10 @@ from fedpdpo.common.errors import (
     WrongDigest,
 )
 from fedpdpo.common.files import space_checked, sync
+from fedpdpo.common.frames import Chunk
 from fedpdpo.common.tensorfile import Contents, Inspector
 
 CHUNK_BYTES = 2**20
-
-#: After so many bytes what came is forced to the disk and counts as held.
-SYNC_BYTES = 2**24
 
 
 def chunks_of(path: Path, *, begin: int = 0) -> Iterator[tuple[int, bytes]]:
@@ -43,20 +41,20 @@ def chunks_of(path: Path, *, begin: int = 0) -> Iterator[tuple[int, bytes]]:
             offset += len(data)
 
 
-def pack(data: bytes, *, zstd: bool) -> bytes:
+def pack(offset: int, data: bytes, *, zstd: bool) -> Chunk:
     """A piece as it travels: as it is, or as one zstd frame."""
-    return zstandard.compress(data) if zstd else data
+    return Chunk(offset, zstandard.compress(data), True) if zstd else Chunk(offset, data)
 
 
-def unpacked(data: bytes, *, zstd: bool) -> bytes:
+def unpacked(chunk: Chunk) -> bytes | memoryview:
     """A piece as it was. Raises BadPayload where a frame is damaged, or holds too much."""
-    if not zstd:
-        return data
+    if not chunk.zstd:
+        return chunk.data
     try:
-        told = zstandard.get_frame_parameters(data).content_size
+        told = zstandard.get_frame_parameters(chunk.data).content_size
         if not 0 < told <= CHUNK_BYTES:
             raise BadPayload(f"a zstd frame tells {told} bytes; 1 to {CHUNK_BYTES} are allowed")
-        return zstandard.decompress(data)
+        return zstandard.decompress(chunk.data)
     except zstandard.ZstdError as error:
         raise BadPayload(f"a chunk is no zstd frame: {error}") from error
 
@@ -66,11 +64,20 @@ class Receiver:
 
     Order, size, digest, tensors and values are checked as the bytes come. Use it as a context
     manager: entering takes up what an earlier receiver of the same payload left, and leaving keeps
-    what came, unless it is wrong, not wanted or the disk is full. Raises BadPayload for a malformed
+    what came, unless it is wrong, not wanted or the disk is full. What came is forced to the disk,
+    and counts as held, every `sync_bytes`, or only at the end. Raises BadPayload for a malformed
     announcement, TooLarge for one of more bytes than its contents have.
     """
 
-    def __init__(self, path: Path, *, num_bytes: int, sha256: bytes, contents: Contents) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        num_bytes: int,
+        sha256: bytes,
+        contents: Contents,
+        sync_bytes: int | None = None,
+    ) -> None:
         if num_bytes > contents.max_payload_bytes:
             raise TooLarge(
                 f"the payload has {num_bytes} bytes, the run's adapter {contents.max_payload_bytes}"
@@ -86,6 +93,7 @@ class Receiver:
         self._num_bytes = num_bytes
         self._sha256 = sha256
         self._contents = contents
+        self._sync_bytes = num_bytes if sync_bytes is None else sync_bytes
         self._lock = threading.Lock()
         self._begin()
 
@@ -120,7 +128,7 @@ class Receiver:
         self._file.seek(0, os.SEEK_END)
         self._sync()
 
-    def write(self, offset: int, data: bytes) -> bool:
+    def write(self, offset: int, data: bytes | memoryview) -> bool:
         """Take the next chunk; gives whether more is held since. Raises BadPayload, StorageFull."""
         with self._lock:
             if offset != self._received:
@@ -130,12 +138,12 @@ class Receiver:
             self._check(data)
             with space_checked(self.path):
                 self._file.write(data)
-            if self._received - self.held < SYNC_BYTES:
+            if self._received - self.held < self._sync_bytes:
                 return False
             self._sync()
             return True
 
-    def _check(self, data: bytes) -> None:
+    def _check(self, data: bytes | memoryview) -> None:
         if self._received + len(data) > self._num_bytes:
             raise TooLarge(f"more than the {self._num_bytes} bytes announced were sent")
         self._inspector.feed(data)

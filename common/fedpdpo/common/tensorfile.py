@@ -5,6 +5,7 @@ to dtype, shape and where its bytes lie), and the tensors' bytes end to end. Rea
 need memory for the whole adapter; these functions need it for one tensor or one piece.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -99,12 +100,12 @@ class Inspector:
         self._rest = b""
         self._highest = -1
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes | memoryview) -> None:
         """Take the next bytes."""
         if self._head is not None:
             data = self._take_header(self._head, data)
         self._at += len(data)
-        data = self._rest + data if self._rest else data
+        data = memoryview(self._rest + data if self._rest else data)
         begin = self._at - len(data)
         while self._places and data:
             place = self._places[0]
@@ -117,7 +118,7 @@ class Inspector:
                 self._highest = -1
             elif len(data) < item:
                 break
-        self._rest = data
+        self._rest = bytes(data)
 
     def _check(self, place: Place, values: Raw) -> None:
         good = True
@@ -138,7 +139,7 @@ class Inspector:
         if self._head is not None or self._places:
             raise BadPayload("the payload is not a valid safetensors file: it ends too early")
 
-    def _take_header(self, head: bytearray, data: bytes) -> bytes:
+    def _take_header(self, head: bytearray, data: bytes | memoryview) -> bytes:
         """Take what belongs to the header; gives what follows it."""
         head += data
         if len(head) < _LENGTH_BYTES:
@@ -229,13 +230,16 @@ def _place(name: str, found: dict[str, Any], begin: int) -> Place:
     return Place(name, dtype, tuple(shape), begin + first, begin + last)
 
 
-def check_file(path: Path, contents: Contents) -> None:
-    """Check a whole file as `Inspector` does. Raises BadPayload."""
+def check_file(path: Path, contents: Contents) -> bytes:
+    """Check a whole file as `Inspector` does; gives its 32-byte SHA-256. Raises BadPayload."""
     inspector = Inspector(contents, num_bytes=path.stat().st_size)
+    digest = hashlib.sha256()
     with path.open("rb") as file:
         while data := file.read(2**20):
             inspector.feed(data)
+            digest.update(data)
     inspector.finish()
+    return digest.digest()
 
 
 class TensorReader:
@@ -265,8 +269,11 @@ class TensorReader:
         return found.reshape(place.shape)
 
 
-def write_tensors(path: Path, contents: Contents, tensors: Iterable[tuple[str, Raw]]) -> None:
-    """Write a file of these tensors, which come one after the other in the contents' order."""
+def write_tensors(path: Path, contents: Contents, tensors: Iterable[tuple[str, Raw]]) -> bytes:
+    """Write a file of these tensors, which come one after the other in the contents' order.
+
+    Gives the file's 32-byte SHA-256.
+    """
     header: dict[str, Any] = {}
     at = 0
     for name, spec in contents.specs.items():
@@ -275,9 +282,14 @@ def write_tensors(path: Path, contents: Contents, tensors: Iterable[tuple[str, R
         at = end
     packed = json.dumps(header, separators=(",", ":")).encode()
     packed += b" " * (-len(packed) % _LENGTH_BYTES)
+    head = len(packed).to_bytes(_LENGTH_BYTES, "little") + packed
+    digest = hashlib.sha256(head)
     with path.open("wb") as file:
-        file.write(len(packed).to_bytes(_LENGTH_BYTES, "little") + packed)
+        file.write(head)
         for (name, spec), (found, tensor) in zip(contents.specs.items(), tensors, strict=True):
             if found != name or tensor.shape != spec.shape:
                 raise ValueError(f"{found} {tensor.shape} came for {name} {spec.shape}")
-            file.write(np.ascontiguousarray(tensor, _READ[spec.dtype]).data)
+            content = np.ascontiguousarray(tensor, _READ[spec.dtype]).data
+            file.write(content)
+            digest.update(content)
+    return digest.digest()

@@ -54,11 +54,18 @@ async def serve(
     Raises BadSettings for a port that is taken, BadState and Mismatch as `open_run` and `Store` do.
     """
     with held(settings.state_dir), contextlib.closing(Store(settings.state_dir)) as store:
-        changes = Changes()
+        changes, turns = Changes(), Changes()
         federation = Federation(
-            store, settings, clock=time.time, ticks=time.monotonic, notify=changes.ring
+            store,
+            settings,
+            clock=time.time,
+            ticks=time.monotonic,
+            notify=changes.ring,
+            turned=turns.ring,
         )
-        server, healthy, port = await _listening(federation, changes, settings)
+        server, healthy, port = await _listening(
+            FederationService(federation, turns), OperatorService(federation, changes), settings
+        )
         await server.start()
         started(port)
         log.info(
@@ -75,7 +82,7 @@ async def serve(
 
 
 async def _listening(
-    federation: Federation, changes: Changes, settings: ServerSettings
+    for_clients: FederationService, for_operators: OperatorService, settings: ServerSettings
 ) -> tuple[grpc.aio.Server, health.aio.HealthServicer, int]:
     server = grpc.aio.server(
         interceptors=[StatusInterceptor()],
@@ -85,8 +92,8 @@ async def _listening(
             ("grpc.keepalive_permit_without_calls", 1),
         ],
     )
-    add_FederationServiceServicer_to_server(FederationService(federation, changes), server)
-    add_OperatorServiceServicer_to_server(OperatorService(federation, changes), server)
+    add_FederationServiceServicer_to_server(for_clients, server)
+    add_OperatorServiceServicer_to_server(for_operators, server)
     healthy = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     reflection.enable_server_reflection(
@@ -117,9 +124,10 @@ async def _drive(
         except StorageFull as error:
             log.warning(fields("waiting_for_space", reason=str(error)))
         await asyncio.to_thread(show)
-        with federation.reading() as ledger:
-            if ledger.phase() in ENDED and not federation.active(ledger):
-                return
+        if federation.stage.phase in ENDED:
+            with federation.reading() as ledger:
+                if not federation.active(ledger):
+                    return
         waits = [asyncio.create_task(change.wait()), asyncio.create_task(stopping.wait())]
         await asyncio.wait(waits, timeout=_TICK_S, return_when=asyncio.FIRST_COMPLETED)
         for task in waits:

@@ -10,10 +10,11 @@ from collections.abc import AsyncIterator, Awaitable
 from typing import Any, TypeVar
 
 from fedpdpo.common.errors import AlreadyPushed, BadPayload, BadRequest, Stalled
+from fedpdpo.common.frames import Chunk
 from fedpdpo.common.payload import Receiver, chunks_of, pack, unpacked
-from fedpdpo.server import outlet
 from fedpdpo.server.federation import Federation
 from fedpdpo.server.intake import Announced, Intake
+from fedpdpo.server.store import AdapterRow
 from fedpdpo.server.transfers import Transfers
 from fedpdpo.v1 import federation_pb2 as pb
 from fedpdpo.v1 import payload_pb2
@@ -43,7 +44,7 @@ class Exchange:
 
         Raises NotFound, Busy or Stalled.
         """
-        row, zstd = await asyncio.to_thread(outlet.adapter, self._federation, client_id, version)
+        row, zstd = await asyncio.to_thread(self._adapter, client_id, version)
         begin = held.num_bytes if held.sha256 == row.sha256 else 0
         if begin > row.num_bytes:
             begin = 0
@@ -52,14 +53,19 @@ class Exchange:
             header = payload_pb2.PayloadHeader(num_bytes=row.num_bytes, sha256=row.sha256)
             await self._moves(context.write(pb.PullAdapterResponse(header=header)))
             for offset, data in chunks_of(path, begin=begin):
-                packed = await asyncio.to_thread(pack, data, zstd=zstd) if zstd else data
-                chunk = payload_pb2.PayloadChunk(offset=offset, data=packed, zstd=zstd)
-                await self._moves(context.write(pb.PullAdapterResponse(chunk=chunk)))
-        sent = row.num_bytes - begin
-        await asyncio.to_thread(outlet.sent, self._federation, client_id, sent)
+                chunk = Chunk(offset, data)
+                if zstd:
+                    chunk = await asyncio.to_thread(pack, offset, data, zstd=True)
+                await self._moves(context.write(chunk))
+                self._federation.traffic.sent(client_id, len(chunk.data))
+
+    def _adapter(self, client_id: str, version: int) -> tuple[AdapterRow, bool]:
+        """A published adapter, and whether it goes by zstd."""
+        with self._federation.reading() as ledger:
+            return ledger.adapter(version), ledger.client(client_id).zstd
 
     async def receive(
-        self, delta: Announced, messages: AsyncIterator[pb.PushDeltaRequest], context: Any
+        self, delta: Announced, messages: AsyncIterator[pb.PushDeltaRequest | Chunk], context: Any
     ) -> None:
         """Take a delta's chunks, telling how many bytes are held, and count it.
 
@@ -83,7 +89,7 @@ class Exchange:
         self,
         delta: Announced,
         receiver: Receiver,
-        messages: AsyncIterator[pb.PushDeltaRequest],
+        messages: AsyncIterator[pb.PushDeltaRequest | Chunk],
         context: Any,
     ) -> None:
         async def tell() -> None:
@@ -92,13 +98,10 @@ class Exchange:
 
         await tell()
         while (message := await self._moves(anext(messages, None))) is not None:
-            if message.WhichOneof("part") != "chunk":
+            if not isinstance(message, Chunk):
                 raise BadPayload("a delta has one header; chunks follow it")
-            chunk = message.chunk
-            data = chunk.data
-            if chunk.zstd:
-                data = await asyncio.to_thread(unpacked, data, zstd=True)
-            if await asyncio.to_thread(receiver.write, chunk.offset, data):
+            self._federation.traffic.received(delta.client_id, len(message.data))
+            if await asyncio.to_thread(_written, receiver, message):
                 await tell()
 
     async def _moves(self, step: Awaitable[T]) -> T:
@@ -107,6 +110,10 @@ class Exchange:
                 return await step
         except TimeoutError:
             raise Stalled(f"nothing moved for {self._stall_s:g} s; go on from there") from None
+
+
+def _written(receiver: Receiver, chunk: Chunk) -> bool:
+    return receiver.write(chunk.offset, unpacked(chunk))
 
 
 @contextlib.asynccontextmanager

@@ -15,16 +15,18 @@ from fedpdpo.server.presence import Presence
 from fedpdpo.server.rounds import Phase, Turnout
 from fedpdpo.server.runs import open_run
 from fedpdpo.server.settings import ServerSettings
-from fedpdpo.server.store import RoundRow, Store
+from fedpdpo.server.store import Store
 from fedpdpo.server.tasks import Evaluate, Finish, Task, Train, Wait
+from fedpdpo.server.traffic import Traffic
 
 
 class Federation:
     """One run. `clock` gives seconds since the epoch, `ticks` seconds that never jump.
 
     Ages and deadlines are counted in `ticks`, from when this process first saw what they are of;
-    so neither a clock that is set nor the time when no server ran counts. `notify` is called after
-    every change.
+    so neither a clock that is set nor the time when no server ran counts. `stage` is how far the
+    run is, as the database has it. `notify` is called after every change, `turned` after one that
+    may give clients that wait something to do.
 
     Raises Mismatch where the state directory holds a run with other settings.
     """
@@ -37,16 +39,20 @@ class Federation:
         clock: Callable[[], float],
         ticks: Callable[[], float],
         notify: Callable[[], None] = lambda: None,
+        turned: Callable[[], None] = lambda: None,
     ) -> None:
         self.store = store
         self.settings = settings
         self.clock = clock
-        self.notify = notify
+        self._notify = notify
+        self._turned = turned
         self.run = open_run(store, settings)
         self._ticks = ticks
         self._first_seen: dict[str, float] = {}
         self.presence = Presence(ticks, timeout_s=settings.client_timeout_s)
+        self.traffic = Traffic()
         self.lock = threading.RLock()
+        self._see_stage()
         self.forget_deltas()
 
     @contextmanager
@@ -60,15 +66,29 @@ class Federation:
         """A transaction on the run; those who wait for a change are told when it is durable."""
         with self.lock, self.store.session() as session, session.begin():
             yield Ledger(session, clock=self.clock, num_rounds=self.run.num_rounds)
-        self.notify()
+        self._notify()
+
+    @contextmanager
+    def turning(self) -> Iterator[Ledger]:
+        """A transaction that may change the stage, and so what clients that wait shall do."""
+        with self.lock:
+            with self.writing() as ledger:
+                yield ledger
+            self._see_stage()
+        self._turned()
+
+    def _see_stage(self) -> None:
+        with self.reading() as ledger:
+            self.stage = ledger.stage()
 
     def forget_deltas(self) -> None:
         """Remove the deltas that no average needs any more."""
         with self.reading() as ledger:
-            following = (ledger.version() or 0) + 1
+            following = (self.stage.version or 0) + 1
             path_of = self.store.delta_path
             wanted = {path_of(row.round_number, row.client_id) for row in ledger.deltas(following)}
-            self.store.keep_deltas(wanted, from_round=self.oldest_round(following))
+            self.store.put_aside(but=wanted, from_round=self.oldest_round(following))
+        self.store.remove_useless()
 
     def oldest_round(self, following: int) -> int:
         """The oldest round whose deltas may count in the average of round `following`."""
@@ -76,16 +96,16 @@ class Federation:
             return following
         return max(1, following - self.settings.max_staleness)
 
-    def turnout(self, ledger: Ledger, opened: RoundRow) -> Turnout:
-        """How a round stands; clients that show no progress are not awaited."""
-        since_s = self._seen_at(f"round {opened.number}")
+    def turnout(self, ledger: Ledger) -> Turnout:
+        """How the open round stands; clients that show no progress are not awaited."""
+        since_s = self._seen_at(f"round {self.stage.round_number}")
         patience_s = self.settings.progress_deadline_s
         stuck = [
             client_id
-            for client_id in opened.sampled
+            for client_id in self.stage.sampled
             if self.presence.still_s(client_id, since_s=since_s) > patience_s
         ]
-        return ledger.turnout(opened, stuck=stuck)
+        return ledger.turnout(self.stage, stuck=stuck)
 
     def age_s(self, what: str) -> float:
         """Seconds since this process first asked for the age of something."""
@@ -110,7 +130,7 @@ class Federation:
 
     def unmeasured(self, ledger: Ledger) -> list[str]:
         """Active clients that have not measured the newest adapter; sorted."""
-        measured = ledger.evaluators(ledger.version() or 0)
+        measured = ledger.evaluators(self.stage.version or 0)
         return [client_id for client_id in self.active(ledger) if client_id not in measured]
 
     def task(self, client_id: str) -> Task:
@@ -118,32 +138,27 @@ class Federation:
         with self.reading() as ledger:
             ledger.client(client_id)
             self.presence.heard(client_id)
-            phase, version = ledger.phase(), ledger.version()
-            if version is None:
-                return Wait("the first adapter")
-            if phase in ENDED:
-                return Finish(version, stopped=phase is Phase.STOPPED)
-            if client_id not in ledger.evaluators(version):
-                return Evaluate(version)
-            opened = ledger.open_round()
-            asked = opened is not None and self._is_asked(ledger, opened, client_id)
-            if opened is not None and asked and not opened.closing:
-                return Train(opened.number)
-            return Wait(self.waiting_for(ledger))
-
-    @staticmethod
-    def _is_asked(ledger: Ledger, opened: RoundRow, client_id: str) -> bool:
-        return client_id in opened.sampled and client_id not in ledger.answered(opened.number)
+            stage = self.stage
+            if stage.version is None:
+                return Wait()
+            if stage.phase in ENDED:
+                return Finish(stage.version, stopped=stage.phase is Phase.STOPPED)
+            if not ledger.has_measured(client_id, stage.version):
+                return Evaluate(stage.version)
+            asked = client_id in stage.sampled and not stage.closing
+            if asked and not ledger.has_answered(client_id, stage.round_number):
+                return Train(stage.round_number)
+            return Wait()
 
     def waiting_for(self, ledger: Ledger) -> str:
         """What the run waits for, for people; empty when it has ended."""
-        phase, opened = ledger.phase(), ledger.open_round()
-        if phase in ENDED:
+        stage = self.stage
+        if stage.phase in ENDED:
             return ""
-        if opened is not None and opened.closing:
-            return f"the average of round {opened.number}"
-        if opened is not None:
-            turnout, quorum = self.turnout(ledger, opened), self.settings.quorum
+        if stage.closing:
+            return f"the average of round {stage.round_number}"
+        if stage.round_number:
+            turnout, quorum = self.turnout(ledger), self.settings.quorum
             if not turnout.awaited:
                 gone = ", ".join(sorted(turnout.sampled & turnout.gone - turnout.pushed))
                 return (
@@ -151,9 +166,9 @@ class Federation:
                     f"gone or stuck: {gone}"
                 )
             return f"deltas of {', '.join(turnout.awaited)}"
-        if phase is Phase.EVALUATING:
+        if stage.phase is Phase.EVALUATING:
             return f"evaluations of {', '.join(self.unmeasured(ledger)) or 'nobody'}"
-        if ledger.run.paused:
+        if stage.paused:
             return "the operator, who paused the run"
         missing = self.settings.min_clients - len(self.active(ledger))
         return f"{missing} more client{'s' * (missing > 1)}" if missing > 0 else "the next round"

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fedpdpo.common.errors import BadPayload, BadRequest
+from fedpdpo.common.frames import Chunk
 from fedpdpo.common.layout import LoraLayout
 from fedpdpo.common.metrics import Metrics
 from fedpdpo.common.run import check_client_id
@@ -14,7 +15,7 @@ from fedpdpo.server.changes import Changes
 from fedpdpo.server.exchange import Exchange
 from fedpdpo.server.federation import Federation
 from fedpdpo.server.intake import Announced, Intake
-from fedpdpo.server.tasks import Evaluate, Finish, Task, Train, Wait
+from fedpdpo.server.tasks import Evaluate, Finish, Train, Wait
 from fedpdpo.v1 import federation_pb2 as pb
 from fedpdpo.v1 import metrics_pb2
 from fedpdpo.v1.federation_pb2_grpc import FederationServiceServicer
@@ -25,11 +26,11 @@ _MAX_WAIT_S = 60.0
 class FederationService(FederationServiceServicer):
     """The federation at the wire."""
 
-    def __init__(self, federation: Federation, changes: Changes) -> None:
+    def __init__(self, federation: Federation, turns: Changes) -> None:
         self._federation = federation
         self._intake = Intake(federation)
         self._exchange = Exchange(federation, self._intake)
-        self._changes = changes
+        self._turns = turns
 
     def _known(self, request: Any) -> str:
         self._federation.check_run(request.run_id)
@@ -65,12 +66,19 @@ class FederationService(FederationServiceServicer):
         loop = asyncio.get_running_loop()
         give_up = loop.time() + min(max(0.0, request.wait_s), _MAX_WAIT_S)  # NaN becomes 0
         while True:
-            change = self._changes.next
+            change = self._turns.next
             task = await asyncio.to_thread(self._federation.task, client_id)
             left_s = give_up - loop.time()
-            if not isinstance(task, Wait) or left_s <= 0:
+            if not isinstance(task, Wait):
                 return _packed(task)
-            await self._changes.wait(change, at_most_s=left_s)
+            if left_s <= 0:
+                reason = await asyncio.to_thread(self._reason)
+                return pb.GetAssignmentResponse(wait=pb.WaitTask(reason=reason))
+            await self._turns.wait(change, at_most_s=left_s)
+
+    def _reason(self) -> str:
+        with self._federation.reading() as ledger:
+            return self._federation.waiting_for(ledger)
 
     async def PullAdapter(  # type: ignore[override]  # it writes to the context
         self, request: pb.PullAdapterRequest, context: Any
@@ -80,11 +88,11 @@ class FederationService(FederationServiceServicer):
         await self._exchange.send(client_id, request.adapter_version, request.held, context)
 
     async def PushDelta(  # type: ignore[override]  # it writes to the context
-        self, request_iterator: AsyncIterator[pb.PushDeltaRequest], context: Any
+        self, request_iterator: AsyncIterator[pb.PushDeltaRequest | Chunk], context: Any
     ) -> None:
         """Take a delta: header, then the chunks that are not here yet."""
         first = await anext(request_iterator, None)
-        if first is None or first.WhichOneof("part") != "header":
+        if not isinstance(first, pb.PushDeltaRequest) or first.WhichOneof("part") != "header":
             raise BadPayload("a delta begins with its header")
         header = first.header
         announced = Announced(
@@ -140,10 +148,8 @@ class FederationService(FederationServiceServicer):
         return pb.LeaveResponse()
 
 
-def _packed(task: Task) -> pb.GetAssignmentResponse:
+def _packed(task: Evaluate | Train | Finish) -> pb.GetAssignmentResponse:
     match task:
-        case Wait(reason):
-            return pb.GetAssignmentResponse(wait=pb.WaitTask(reason=reason))
         case Evaluate(version):
             return pb.GetAssignmentResponse(evaluate=pb.EvaluateTask(adapter_version=version))
         case Train(number):

@@ -9,7 +9,10 @@ from fedpdpo.common.payload import Receiver
 from fedpdpo.server.federation import Federation
 from fedpdpo.server.ledger import ENDED, Ledger
 from fedpdpo.server.membership import format_of
-from fedpdpo.server.store import DeltaRow, EvaluationRow, RoundRow
+from fedpdpo.server.store import DeltaRow, EvaluationRow
+
+#: After so many bytes what came of a delta is forced to the disk and counts as held.
+SYNC_BYTES = 2**24
 
 _MAX_PAIRS = 10**9
 
@@ -51,6 +54,7 @@ class Intake:
             num_bytes=delta.num_bytes,
             sha256=delta.sha256,
             contents=format_of(client).contents(federation.run.layout),
+            sync_bytes=SYNC_BYTES,
         )
 
     def accept(self, delta: Announced, received: Receiver) -> bool:
@@ -66,7 +70,7 @@ class Intake:
             if counts_in is None:
                 return True
             received.keep()
-            ledger.client(delta.client_id).bytes_received += delta.num_bytes
+            federation.traffic.put_into(ledger.client(delta.client_id))
             ledger.session.add(
                 DeltaRow(
                     round_number=delta.round_number,
@@ -99,7 +103,7 @@ class Intake:
         if not 1 <= num_pairs <= _MAX_PAIRS or not views:
             raise BadRequest(f"an evaluation of {len(views)} views on {num_pairs} pairs")
         with federation.writing() as ledger:
-            ledger.client(client_id)
+            federation.traffic.put_into(ledger.client(client_id))
             ledger.adapter(version)
             ledger.session.merge(
                 EvaluationRow(
@@ -128,18 +132,19 @@ def _counts_in(federation: Federation, ledger: Ledger, delta: Announced) -> int 
         if found.sha256 == delta.sha256:
             return None
         raise AlreadyPushed(f"another delta of {delta.client_id} for round {number} counts")
-    if ledger.phase() in ENDED:
+    stage = federation.stage
+    if stage.phase in ENDED:
         raise NotOpen(f"round {number} is not open, the run has ended")
-    asked, opened = ledger.session.get(RoundRow, number), ledger.open_round()
-    following = (ledger.version() or 0) + 1 + (opened is not None and opened.closing)
+    following = (stage.version or 0) + 1 + stage.closing
     late = number < following
-    if asked is None or (late and number < federation.oldest_round(following)):
-        now = "no round is open" if opened is None else f"round {opened.number} is open"
-        if opened is not None and opened.closing:
-            now = f"round {opened.number} is being averaged"
+    asked = stage.sampled if number == stage.round_number else ledger.sampled(number)
+    if not asked or (late and number < federation.oldest_round(following)):
+        now = f"round {stage.round_number} is open" if stage.round_number else "no round is open"
+        if stage.closing:
+            now = f"round {stage.round_number} is being averaged"
         raise NotOpen(f"round {number} is not open, {now}; ask for the present task")
     if following > federation.run.num_rounds:
         raise NotOpen(f"round {number} is not open, and no round follows")
-    if delta.client_id not in asked.sampled:
+    if delta.client_id not in asked:
         raise NotOpen(f"round {number} did not ask {delta.client_id} to train")
     return following

@@ -8,16 +8,23 @@ import grpc
 from grpc.aio import ServerInterceptor
 
 from fedpdpo.common.errors import FedPDPOError
+from fedpdpo.common.frames import PULL, PUSH, packed, parser
 from fedpdpo.common.log import fields
 from fedpdpo.common.statuses import status_of, trailers_of
+from fedpdpo.v1 import federation_pb2 as pb
 
 log = logging.getLogger(__name__)
+
+_PARSERS = {PUSH: parser(pb.PushDeltaRequest)}
+_PACKERS = {PULL: packed}
 
 _MAX_DETAILS_CHARS = 600  # more would not fit the trailers, and become another status
 
 
 class StatusInterceptor(ServerInterceptor):
     """A FedPDPOError becomes its status with its message; any other error becomes INTERNAL.
+
+    Chunks go past the generated classes.
 
     Every handler is a coroutine; one that streams its answer writes to the context.
     """
@@ -46,8 +53,8 @@ class StatusInterceptor(ServerInterceptor):
         )
         return make(
             _guarded(inner, method),
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
+            request_deserializer=_PARSERS.get(method, handler.request_deserializer),
+            response_serializer=_PACKERS.get(method, handler.response_serializer),
         )
 
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -22,6 +23,18 @@ from fedpdpo.server.store import (
 log = logging.getLogger(__name__)
 
 ENDED = (Phase.FINISHED, Phase.STOPPED)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How far a run is: its newest adapter, its open round (0: none) and whom that asked."""
+
+    phase: Phase
+    version: int | None
+    paused: bool
+    round_number: int = 0
+    closing: bool = False
+    sampled: frozenset[str] = frozenset()
 
 
 class Ledger:
@@ -49,8 +62,7 @@ class Ledger:
         here = select(ClientRow.client_id).where(ClientRow.left.is_(False))
         return sorted(self.session.scalars(here))
 
-    def version(self) -> int | None:
-        """The newest published adapter; None before the first."""
+    def _version(self) -> int | None:
         return self.session.scalar(select(func.max(AdapterRow.version)))
 
     def adapter(self, version: int) -> AdapterRow:
@@ -74,32 +86,52 @@ class Ledger:
         found = select(DeltaRow.client_id).where(DeltaRow.round_number == round_number)
         return frozenset(self.session.scalars(found))
 
-    def turnout(self, opened: RoundRow, *, stuck: Collection[str] = ()) -> Turnout:
-        """Who was asked in a round, who answered, who left or is stuck; how many deltas came."""
+    def sampled(self, number: int) -> frozenset[str]:
+        """Clients that were asked in a round; none where there was no such round."""
+        row = self.session.get(RoundRow, number)
+        return frozenset(row.sampled) if row else frozenset()
+
+    def turnout(self, stage: Stage, *, stuck: Collection[str] = ()) -> Turnout:
+        """Who was asked in the open round, who answered, who left or is stuck; what came."""
         left = self.session.scalars(select(ClientRow.client_id).where(ClientRow.left.is_(True)))
-        number = opened.number
+        number = stage.round_number
+        arrived = select(func.count()).where(DeltaRow.counts_in == number)
         return Turnout(
-            sampled=frozenset(opened.sampled),
+            sampled=stage.sampled,
             pushed=self.answered(number),
             gone=frozenset([*left, *stuck]),
-            arrived=len(self.deltas(number)),
+            arrived=self.session.scalar(arrived) or 0,
         )
+
+    def has_answered(self, client_id: str, number: int) -> bool:
+        """Whether a client's delta of a round is here."""
+        return self.session.get(DeltaRow, (number, client_id)) is not None
+
+    def has_measured(self, client_id: str, version: int) -> bool:
+        """Whether a client has measured an adapter."""
+        return self.session.get(EvaluationRow, (version, client_id)) is not None
 
     def evaluators(self, version: int) -> set[str]:
         """Clients that have measured an adapter."""
         measured = select(EvaluationRow.client_id).where(EvaluationRow.version == version)
         return set(self.session.scalars(measured))
 
-    def phase(self) -> Phase:
-        """Where the run is."""
-        run = self.run
+    def stage(self) -> Stage:
+        """How far the run is."""
+        run, version, opened = self.run, self._version(), self.open_round()
+        phase = Phase.WAITING
         if run.stopped:
-            return Phase.STOPPED
-        if run.finished:
-            return Phase.FINISHED
-        if self.open_round() is not None:
-            return Phase.TRAINING
-        return Phase.EVALUATING if self.version() == self._num_rounds else Phase.WAITING
+            phase = Phase.STOPPED
+        elif run.finished:
+            phase = Phase.FINISHED
+        elif opened is not None:
+            sampled = frozenset(opened.sampled)
+            return Stage(
+                Phase.TRAINING, version, run.paused, opened.number, opened.closing, sampled
+            )
+        elif version == self._num_rounds:
+            phase = Phase.EVALUATING
+        return Stage(phase, version, run.paused)
 
     def record(self, kind: str, **values: object) -> None:
         """Add an event to the transaction and to the log."""

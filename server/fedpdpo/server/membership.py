@@ -63,10 +63,11 @@ def join(federation: Federation, client: Newcomer) -> tuple[Run, ClientRow]:
     when the run has ended; StorageFull.
     """
     with federation.lock:
-        with federation.writing() as ledger:
+        run = federation.run
+        entering = federation.writing if run.lora_layout else federation.turning
+        with entering() as ledger:
             row = ledger.session.get(ClientRow, client.client_id)
-            run = federation.run
-            if row is None and ledger.phase() in ENDED:
+            if row is None and federation.stage.phase in ENDED:
                 raise Mismatch(f"run {run.run_id} has ended; ask its operator for another")
             if not run.lora_layout:
                 run = _fixed(federation, ledger, client)
@@ -79,9 +80,8 @@ def join(federation: Federation, client: Newcomer) -> tuple[Run, ClientRow]:
             row.left = False
             row.num_train_pairs, row.num_eval_pairs = client.num_train_pairs, client.num_eval_pairs
             ledger.record(kind, client=client.client_id, train_pairs=client.num_train_pairs)
+            federation.presence.came(client.client_id)
         federation.run = run
-    federation.presence.came(client.client_id)
-    federation.notify()
     return run, row
 
 

@@ -1,4 +1,4 @@
-"""What an operator may do to a run: pause, resume, stop, see its end and its events."""
+"""What an operator may do to a run: pause, resume, stop, see its events."""
 
 from sqlalchemy import select
 
@@ -12,8 +12,8 @@ _MAX_NUMBER = 2**63 - 1  # SQLite's largest
 
 def set_paused(federation: Federation, paused: bool) -> None:
     """Pause or resume. Raises NotOpen where the run has ended."""
-    with federation.writing() as ledger:
-        if ledger.phase() in ENDED:
+    with federation.turning() as ledger:
+        if federation.stage.phase in ENDED:
             raise NotOpen("the run has ended; there is nothing to pause or resume")
         ledger.run.paused = paused
         ledger.record("run_paused" if paused else "run_resumed")
@@ -21,16 +21,10 @@ def set_paused(federation: Federation, paused: bool) -> None:
 
 def stop(federation: Federation) -> None:
     """End the run with its last published adapter. An ended run stays as it is."""
-    with federation.writing() as ledger:
-        if ledger.phase() not in ENDED:
+    with federation.turning() as ledger:
+        if federation.stage.phase not in ENDED:
             ledger.run.stopped = True
             ledger.record("run_stopped")
-
-
-def has_ended(federation: Federation) -> bool:
-    """Whether the run is finished or stopped."""
-    with federation.reading() as ledger:
-        return ledger.phase() in ENDED
 
 
 def events_after(federation: Federation, number: int, *, at_most: int = 1000) -> list[EventRow]:

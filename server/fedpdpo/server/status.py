@@ -13,10 +13,10 @@ _SHOWN_VERSIONS = 10
 def status(federation: Federation) -> operator_pb2.GetStatusResponse:
     """A snapshot of a federation."""
     with federation.reading() as ledger:
-        opened = ledger.open_round()
-        turnout = federation.turnout(ledger, opened) if opened is not None else None
+        stage = federation.stage
+        turnout = federation.turnout(ledger) if stage.round_number else None
         clients = select(ClientRow).order_by(ClientRow.client_id)
-        version = ledger.version() or 0
+        version = stage.version or 0
         shown = (EvaluationRow.version == 0) | (EvaluationRow.version > version - _SHOWN_VERSIONS)
         found = (
             select(EvaluationRow)
@@ -25,9 +25,9 @@ def status(federation: Federation) -> operator_pb2.GetStatusResponse:
         )
         return operator_pb2.GetStatusResponse(
             run=run_to_message(federation.run),
-            phase=operator_pb2.Phase.Value(f"PHASE_{ledger.phase()}"),
-            paused=ledger.run.paused,
-            round=opened.number if opened is not None else 0,
+            phase=operator_pb2.Phase.Value(f"PHASE_{stage.phase}"),
+            paused=stage.paused,
+            round=stage.round_number,
             adapter_version=version,
             sampled=sorted(turnout.sampled) if turnout else (),
             pushed=sorted(turnout.pushed) if turnout else (),
@@ -39,6 +39,7 @@ def status(federation: Federation) -> operator_pb2.GetStatusResponse:
 
 def _client(federation: Federation, row: ClientRow) -> operator_pb2.ClientStatus:
     sign = federation.presence.sign(row.client_id)
+    sent, received = federation.traffic.totals(row)
     return operator_pb2.ClientStatus(
         client_id=row.client_id,
         num_train_pairs=row.num_train_pairs,
@@ -46,8 +47,8 @@ def _client(federation: Federation, row: ClientRow) -> operator_pb2.ClientStatus
         last_seen_s=federation.presence.silent_s(row.client_id),
         activity=sign.activity,
         progress=sign.progress,
-        bytes_received=row.bytes_received,
-        bytes_sent=row.bytes_sent,
+        bytes_received=received,
+        bytes_sent=sent,
         remarks=[]
         if row.left
         else federation.presence.remarks(

@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Sequence
 
 from fedpdpo.common.errors import BadPayload
-from fedpdpo.common.files import sha256_of, whole_file
+from fedpdpo.common.files import whole_file
 from fedpdpo.common.layout import LoraLayout
 from fedpdpo.common.tensorfile import Array, Contents, write_tensors
 from fedpdpo.server.averaging import SpooledDelta, averaged
 from fedpdpo.server.federation import Federation
 from fedpdpo.server.ledger import ENDED, Ledger
-from fedpdpo.server.rounds import num_asked, sample, staleness_weight
+from fedpdpo.server.rounds import Phase, num_asked, sample, staleness_weight
 from fedpdpo.server.store import AdapterRow, RoundRow, Store
 
 
@@ -24,7 +24,7 @@ def step(federation: Federation) -> bool:
         with federation.reading() as ledger:
             if not _due(federation, ledger):
                 return False
-        with federation.writing() as ledger:
+        with federation.turning() as ledger:
             opened = ledger.open_round()
             if opened is None:
                 _open_or_end(federation, ledger)
@@ -38,25 +38,22 @@ def step(federation: Federation) -> bool:
 
 
 def _due(federation: Federation, ledger: Ledger) -> bool:
-    if ledger.phase() in ENDED:
+    settings, stage = federation.settings, federation.stage
+    if stage.phase in ENDED or stage.version is None:
         return False
-    settings, opened, version = federation.settings, ledger.open_round(), ledger.version()
-    if opened is not None:
-        overdue = federation.age_s(f"round {opened.number}") > settings.round_deadline_s
-        turnout = federation.turnout(ledger, opened)
-        return opened.closing or turnout.may_close(
+    if stage.phase is Phase.TRAINING:
+        overdue = federation.age_s(f"round {stage.round_number}") > settings.round_deadline_s
+        return stage.closing or federation.turnout(ledger).may_close(
             quorum=settings.quorum, close_after=settings.close_after, overdue=overdue
         )
-    if version is None:
-        return False
-    if version == federation.run.num_rounds:
+    if stage.phase is Phase.EVALUATING:
         overdue = federation.age_s("the last adapter") > settings.evaluation_deadline_s
         return overdue or not federation.unmeasured(ledger)
-    return not ledger.run.paused and len(federation.active(ledger)) >= settings.min_clients
+    return not stage.paused and len(federation.active(ledger)) >= settings.min_clients
 
 
 def _open_or_end(federation: Federation, ledger: Ledger) -> None:
-    version = ledger.version() or 0
+    version = federation.stage.version or 0
     if version == federation.run.num_rounds:
         ledger.run.finished = True
         ledger.record("run_finished", rounds=version)
@@ -72,7 +69,7 @@ def _open_or_end(federation: Federation, ledger: Ledger) -> None:
 
 
 def _close(federation: Federation, ledger: Ledger, opened: RoundRow) -> None:
-    turnout = federation.turnout(ledger, opened)
+    turnout = federation.turnout(ledger)
     opened.closing = True
     late = ",".join(sorted(turnout.sampled - turnout.pushed)) or "none"
     ledger.record("round_closed", round=opened.number, deltas=turnout.arrived, late=late)
@@ -99,8 +96,8 @@ def _average(federation: Federation, number: int, deltas: Sequence[SpooledDelta]
         refused = str(error)
         same = averaged(present, (), layout, server_lr=0.0)
         row = write_adapter(federation.store, number, layout, same)
-    with federation.writing() as ledger:
-        if ledger.phase() in ENDED:
+    with federation.turning() as ledger:
+        if federation.stage.phase in ENDED:
             return
         ledger.session.add(row)
         ledger.session.get_one(RoundRow, number).published_at_s = federation.clock()
@@ -116,5 +113,5 @@ def write_adapter(
     """Write an adapter durably; it is published once the row is in. Raises StorageFull."""
     path = store.adapter_path(version)
     with whole_file(path) as partial:
-        write_tensors(partial, Contents.of(layout), tensors)
-    return AdapterRow(version=version, num_bytes=path.stat().st_size, sha256=sha256_of(path))
+        sha256 = write_tensors(partial, Contents.of(layout), tensors)
+    return AdapterRow(version=version, num_bytes=path.stat().st_size, sha256=sha256)

@@ -4,10 +4,12 @@ STATE_DIR/run.sqlite                          run, clients, rounds, deltas, eval
 STATE_DIR/adapters/version-00003.safetensors  the adapter that round 3 made
 STATE_DIR/deltas/round-00004/CLIENT.safetensors  deltas of the open round
 STATE_DIR/deltas/round-00004/.CLIENT.safetensors.DIGEST.part  one that is on its way
+STATE_DIR/deltas/useless/                     those that are being removed
 """
 
 import contextlib
 import json
+import shutil
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ class RunRow(Row):
 
     __tablename__ = "run"
     run_id: Mapped[str] = mapped_column(primary_key=True)
-    spec: Mapped[dict[str, Any]]
+    spec: Mapped[dict[str, Any]] = mapped_column(deferred=True)
     paused: Mapped[bool] = mapped_column(default=False)
     stopped: Mapped[bool] = mapped_column(default=False)
     finished: Mapped[bool] = mapped_column(default=False)
@@ -116,6 +118,7 @@ class Store:
     def __init__(self, state_dir: Path) -> None:
         self.state_dir = state_dir
         self._path = state_dir / "run.sqlite"
+        self._useless = state_dir / DELTAS / "useless"
         self._engine = _engine(self._path)
         try:
             Row.metadata.create_all(self._engine)
@@ -152,15 +155,25 @@ class Store:
         """Where a round's deltas lie."""
         return self.state_dir / DELTAS / f"round-{round_number:05d}"
 
-    def keep_deltas(self, wanted: Collection[Path], *, from_round: int) -> None:
-        """Remove all deltas but those wanted, and but what came of those from a round on."""
-        for folder in (self.state_dir / DELTAS).glob("round-*"):
-            open_still = int(folder.name.removeprefix("round-")) >= from_round
-            with contextlib.suppress(OSError):
-                for path in folder.iterdir():
-                    if path not in wanted and not (open_still and path.name.startswith(".")):
-                        path.unlink()
-                folder.rmdir()
+    def put_aside(self, *, but: Collection[Path], from_round: int) -> None:
+        """Make all deltas useless but some, and but what came of those from a round on.
+
+        That takes no time; `remove_useless` gives their space back, which does.
+        """
+        self._useless.mkdir(parents=True, exist_ok=True)
+        for folder in self._useless.parent.glob("round-*"):
+            number = int(folder.name.removeprefix("round-"))
+            for path in list(folder.iterdir()):
+                coming = number >= from_round and path.name.startswith(".")
+                if path not in but and not coming:
+                    path.replace(self._useless / f"{number}{path.name}")
+            if number < from_round:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+
+    def remove_useless(self) -> None:
+        """Remove what was put aside."""
+        shutil.rmtree(self._useless, ignore_errors=True)
 
     def close(self) -> None:
         """Close the database."""

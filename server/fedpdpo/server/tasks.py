@@ -5,9 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Wait:
-    """Nothing to do for now."""
-
-    reason: str
+    """Nothing to do for now; `Federation.waiting_for` says why."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from fedpdpo.client.model.objective import (
     pair_losses,
 )
 from fedpdpo.client.model.policy import Policy
+from fedpdpo.client.outcome import TrainingReport
 from fedpdpo.client.training.crew import Crew
 from fedpdpo.client.training.optimizer import LocalOptimizer
 from fedpdpo.client.training.pairset import PairSet
@@ -21,16 +22,6 @@ from fedpdpo.common.log import fields
 from fedpdpo.common.run import Run
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrainingReport:
-    """How a local round went; the field names are those of the wire's TrainingReport."""
-
-    loss: float
-    accuracy: float
-    num_steps: int
-    seconds: float
 
 
 @dataclass(frozen=True)

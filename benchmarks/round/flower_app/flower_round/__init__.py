@@ -1,0 +1,1 @@
+"""A Flower app: rounds without training."""

@@ -1,0 +1,136 @@
+"""Who is asked in a round, who is waited for, and what becomes of those who are late or gone."""
+
+import pytest
+
+from fedpdpo.common.errors import AlreadyPushed, NotFound, NotOpen
+from fedpdpo.server.membership import heartbeat, leave
+from fedpdpo.server.rounds import Phase
+from fedpdpo.server.tasks import Evaluate, Train
+from world import NewWorld, World, begin
+
+
+def test_more_are_asked_than_are_waited_for(new_world: NewWorld) -> None:
+    world = new_world(sample_clients=3, close_after=2)
+    begin(world, "ada", "bea", "cyd", "dan")
+    with world.federation.reading() as ledger:
+        opened = ledger.open_round()
+        assert opened is not None
+        asked = opened.sampled
+    assert len(asked) == 3
+    for name in asked[:2]:
+        world.push(name, 1, 1.0)
+    world.settle()
+    assert world.adapter(1) == 1.0
+    with pytest.raises(NotOpen, match="round 1 is not open"):
+        world.push(asked[2], 1, 9.0)
+
+
+def test_a_late_delta_is_folded_into_the_open_round_and_counts_less(new_world: NewWorld) -> None:
+    world = new_world(rounds=3, close_after=2, late="fold", max_staleness=1)
+    begin(world, "ada", "bea", "cyd")
+    world.push("ada", 1, 1.0)
+    world.push("bea", 1, 1.0)
+    world.settle()
+    for name in ("ada", "bea"):
+        world.evaluate(name, 1)
+    assert world.task("ada") == Train(2)
+    world.push("cyd", 1, 4.0)
+    world.push("cyd", 1, 4.0)
+    assert world.store.delta_path(1, "cyd").exists()
+    world.reopen()
+    world.settle()
+    assert world.phase is Phase.TRAINING
+    world.push("ada", 2, 1.0)
+    world.settle()
+    late = 2**-0.5
+    assert world.adapter(2) == pytest.approx(1.0 + (4.0 * late + 1.0) / (late + 1.0))
+    assert world.events.count("delta_received") == 4
+    assert not world.store.delta_path(1, "cyd").exists()
+    with pytest.raises(AlreadyPushed):
+        world.push("cyd", 1, 5.0)
+
+
+def test_a_delta_that_is_too_old_or_not_asked_for_is_not_folded(new_world: NewWorld) -> None:
+    world = new_world(rounds=4, close_after=1, late="fold", max_staleness=1)
+    begin(world, "ada", "bea")
+    for number in (1, 2):
+        world.push("ada", number, 1.0)
+        world.settle()
+        world.evaluate("ada", number)
+        world.settle()
+    with pytest.raises(NotOpen, match="round 1 is not open, round 3 is open"):
+        world.push("bea", 1, 1.0)
+    world.join("cyd")
+    with pytest.raises(NotOpen, match="did not ask cyd"):
+        world.push("cyd", 2, 1.0)
+    world.push("bea", 2, 1.0)
+
+
+def test_nothing_is_folded_into_a_round_that_does_not_follow(new_world: NewWorld) -> None:
+    world = new_world(rounds=1, close_after=1, late="fold")
+    begin(world, "ada", "bea")
+    world.push("ada", 1, 1.0)
+    world.settle()
+    with pytest.raises(NotOpen, match="no round follows"):
+        world.push("bea", 1, 1.0)
+
+
+def test_a_client_without_progress_is_not_waited_for_but_may_still_answer(
+    new_world: NewWorld,
+) -> None:
+    world = new_world(progress_deadline_s=10, client_timeout_s=1000)
+    begin(world, "ada", "bea")
+    world.push("ada", 1, 1.0)
+    for progress in (0.1, 0.2, 0.3):
+        world.now += 9
+        heartbeat(world.federation, "bea", activity="training round 1", progress=progress)
+        world.settle()
+        assert world.phase is Phase.TRAINING
+    world.now += 11
+    heartbeat(world.federation, "bea", activity="training round 1", progress=0.3)
+    assert world.task("bea") == Train(1)
+    world.settle()
+    assert world.adapter(1) == 1.0
+
+
+def test_the_deadline_begins_anew_with_the_server(new_world: NewWorld) -> None:
+    world = new_world(quorum=0.5, round_deadline_s=10)
+    begin(world, "ada", "bea")
+    world.push("ada", 1, 1.0)
+    world.now += 9
+    world.reopen()
+    world.now += 9
+    world.settle()
+    assert world.phase is Phase.TRAINING
+
+
+def test_a_client_that_leaves_is_not_awaited_and_may_come_back(world: World) -> None:
+    begin(world, "ada", "bea")
+    world.push("ada", 1, 1.0)
+    leave(world.federation, "bea")
+    leave(world.federation, "bea")
+    world.settle()
+    assert world.adapter(1) == 1.0
+    with pytest.raises(NotFound):
+        world.task("bea")
+    world.join("bea")
+    assert world.task("bea") == Evaluate(1)
+    assert world.events.count("client_left") == 1
+
+
+def test_a_silent_client_is_not_asked_in_the_next_round(new_world: NewWorld) -> None:
+    world = new_world(client_timeout_s=10, min_clients=1)
+    begin(world, "ada", "bea")
+    world.push("ada", 1, 1.0)
+    world.push("bea", 1, 1.0)
+    world.now += 11
+    world.evaluate("ada", 0)
+    world.task("ada")
+    world.settle()
+    assert world.task("ada") == Evaluate(1)
+    world.evaluate("ada", 1)
+    assert world.task("ada") == Train(2)
+    with world.federation.reading() as ledger:
+        opened = ledger.open_round()
+        assert opened is not None
+        assert opened.sampled == ["ada"]
