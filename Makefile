@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: help install proto check test test-faults test-network test-large test-soak demo
-.PHONY: bench-train bench-round clean
+.PHONY: bench-train bench-round bench-encodings clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -59,6 +59,9 @@ bench-train: install  ## training beside TRL's DPOTrainer; writes benchmarks/res
 
 bench-round: install  ## rounds without training beside Flower and bare gRPC; writes benchmarks/results
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/round/run.py $(BENCH)
+
+bench-encodings: install  ## what encodings of deltas cost in accuracy and bytes; writes benchmarks/results
+	PYTHONPATH=benchmarks $(BIN)/python benchmarks/encodings/run.py $(BENCH)
 
 clean:  ## remove runs and caches; keeps .venv
 	rm -rf runs .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -21,6 +21,7 @@ import faulty
 from conftest import FAULTS
 from processes import BIN, Program, Stage, stage, status, until
 from proxy import proxied
+from repeater import repeated
 from serving import small_disk
 from tiny import save_tiny_model, write_preferences
 
@@ -178,6 +179,17 @@ def test_a_run_over_a_bad_link_ends_the_same(
             for program in (*clients, server):
                 assert program.ends() == 0, program.output
     place.tell(fault, "proxy", tmp_path)
+
+
+def test_a_network_that_repeats_every_call_changes_nothing(place: Place, tmp_path: Path) -> None:
+    with stage(tmp_path) as on:
+        server, port = on.server(*place.settings())
+        with repeated(port) as (repeater, near):
+            clients = [on.client(name, near, place.data[name]) for name in CLIENTS]
+            for program in (*clients, server):
+                assert program.ends() == 0, program.output
+            assert repeater.num_repeated > 20
+    place.tell("every call made twice", "the whole run", tmp_path)
 
 
 @pytest.mark.parametrize("point", ["clock+86400", "clock-86400"])

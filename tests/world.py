@@ -71,8 +71,7 @@ class World:
         return self.federation.task(name)
 
     def waiting_for(self) -> str:
-        with self.federation.reading() as ledger:
-            return self.federation.waiting_for(ledger)
+        return self.federation.waiting_for()
 
     def evaluate(self, name: str, version: int) -> None:
         self.intake.evaluation(name, version=version, num_pairs=5, views={"VIEW_GLOBAL": METRICS})

@@ -5,6 +5,7 @@ Writes OUT/round.json after each run, and OUT/round.svg.
 """
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from table import crowd_table, ratios_table
 ROOT = Path(__file__).parents[2]
 FLOWER_VERSION = "flwr==1.41.0"
 CROWD = "crowd"
-PATIENCE_S = 420.0
+PATIENCE_S = 240.0
 
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 100)
 
@@ -106,7 +107,12 @@ def one_run(case: Case, system: str) -> dict[str, Any]:
     """
     rounds = 1 + ROUNDS[system]
     with tempfile.TemporaryDirectory() as folder:
-        environment = {"FLWR_HOME": folder, "FLWR_TELEMETRY_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+        environment = {
+            "PATH": f"{FLOWER_BIN}{os.pathsep}{os.environ['PATH']}",
+            "FLWR_HOME": folder,
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "OMP_NUM_THREADS": "1",
+        }
         with Programs(Path(folder), environment) as programs:
             started = STARTED_BY[system](case, rounds, programs)
             try:

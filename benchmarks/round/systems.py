@@ -36,18 +36,18 @@ class System(ABC):
         """When rounds ended, in seconds since the epoch, as its server says."""
         return _told(self.servers[0].output)
 
-    def _server(self, *command: object, says: str) -> str:
-        """Start the server; gives what it says of its port."""
+    def _server(self, *command: object, says: str = "", port: int = 0) -> str:
+        """Start the server, and wait until it says its port or listens on the one given."""
         server = self.programs.start("server", *command)
         self.servers.append(server)
-        said: list[str] = []
+        told: list[str] = []
 
-        def told() -> bool:
-            said[:] = re.findall(says, server.output)
-            return bool(said)
+        def ready() -> bool:
+            told[:] = re.findall(says, server.output) if says else []
+            return bool(told) or (port > 0 and _listens(port))
 
-        self.programs.watch(told, self.servers, patience_s=_START_S)
-        return said[0]
+        self.programs.watch(ready, self.servers, patience_s=_START_S)
+        return told[0] if told else str(port)
 
 
 class Floor(System):
@@ -111,9 +111,8 @@ class Flower(System):
         case, port = self.case, free_port()
         python, programs = FLOWER_BIN / "python", HERE / "flower_grpc"
         self._server(
-            python, programs / "server.py", port, case.clients, case.mib, self.rounds,
-            says="(gRPC server running|Requesting initial|Using initial)",
-        )  # fmt: skip
+            python, programs / "server.py", port, case.clients, case.mib, self.rounds, port=port
+        )
         for number in range(case.clients):
             self.programs.start(f"client{number}", python, programs / "client.py", port, case.mib)
 
@@ -124,21 +123,20 @@ class Engine(System):
     def start(self) -> None:
         """Start all of them, and submit the run."""
         case, folder = self.case, self.programs.folder
-        fleet, control = (f"127.0.0.1:{free_port()}" for _ in range(2))
+        port = free_port()
+        link = f"127.0.0.1:{port}"
         self._server(
-            FLOWER_BIN / "flower-superlink", "--insecure", "--port", free_port(),
-            "--disable-runtime-dependency-installation",
-            "--fleet-api-address", fleet, "--control-api-address", control,
-            says="(Flower Deployment Runtime|Starting Fleet|Flower ECE|Starting Flower SuperLink)",
+            FLOWER_BIN / "flower-superlink", "--insecure", "--port", port,
+            "--disable-runtime-dependency-installation", port=port,
         )  # fmt: skip
         for number in range(case.clients):
             self.programs.start(
                 f"client{number}", FLOWER_BIN / "flower-supernode", "--insecure",
-                "--superlink", fleet, "--port", free_port(),
+                "--superlink", link, "--port", free_port(),
             )  # fmt: skip
         self._ends = folder / "ends"
         (folder / "config.toml").write_text(
-            f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "{control}"\n'
+            f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "{link}"\n'
             "insecure = true\n",
             encoding="utf-8",
         )
@@ -154,6 +152,11 @@ class Engine(System):
 
 def _told(said: str) -> list[float]:
     return [float(found) for found in re.findall(r"\bround \d+ (\d+\.\d+)", said)]
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as tried:
+        return tried.connect_ex(("127.0.0.1", port)) == 0
 
 
 def free_port() -> int:

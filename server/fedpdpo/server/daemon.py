@@ -19,7 +19,6 @@ from fedpdpo.server.changes import Changes
 from fedpdpo.server.federation import Federation
 from fedpdpo.server.federation_service import FederationService
 from fedpdpo.server.interceptor import StatusInterceptor
-from fedpdpo.server.ledger import ENDED
 from fedpdpo.server.operator_service import OperatorService
 from fedpdpo.server.settings import ServerSettings
 from fedpdpo.server.status import status
@@ -124,10 +123,8 @@ async def _drive(
         except StorageFull as error:
             log.warning(fields("waiting_for_space", reason=str(error)))
         await asyncio.to_thread(show)
-        if federation.stage.phase in ENDED:
-            with federation.reading() as ledger:
-                if not federation.active(ledger):
-                    return
+        if federation.stage.ended and not federation.active():
+            return
         waits = [asyncio.create_task(change.wait()), asyncio.create_task(stopping.wait())]
         await asyncio.wait(waits, timeout=_TICK_S, return_when=asyncio.FIRST_COMPLETED)
         for task in waits:

@@ -9,8 +9,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from fedpdpo.common.errors import Mismatch
-from fedpdpo.server.ledger import ENDED, Ledger
+from fedpdpo.common.errors import Mismatch, NotFound
+from fedpdpo.server.ledger import Ledger
 from fedpdpo.server.presence import Presence
 from fedpdpo.server.rounds import Phase, Turnout
 from fedpdpo.server.runs import open_run
@@ -64,8 +64,12 @@ class Federation:
     @contextmanager
     def writing(self) -> Iterator[Ledger]:
         """A transaction on the run; those who wait for a change are told when it is durable."""
-        with self.lock, self.store.session() as session, session.begin():
-            yield Ledger(session, clock=self.clock, num_rounds=self.run.num_rounds)
+        with self.lock:
+            with self.store.session() as session, session.begin():
+                ledger = Ledger(session, clock=self.clock, num_rounds=self.run.num_rounds)
+                yield ledger
+            for change in ledger.once_durable:
+                change(self.stage)
         self._notify()
 
     @contextmanager
@@ -96,16 +100,17 @@ class Federation:
             return following
         return max(1, following - self.settings.max_staleness)
 
-    def turnout(self, ledger: Ledger) -> Turnout:
+    def turnout(self) -> Turnout:
         """How the open round stands; clients that show no progress are not awaited."""
         since_s = self._seen_at(f"round {self.stage.round_number}")
         patience_s = self.settings.progress_deadline_s
-        stuck = [
-            client_id
-            for client_id in self.stage.sampled
-            if self.presence.still_s(client_id, since_s=since_s) > patience_s
-        ]
-        return ledger.turnout(self.stage, stuck=stuck)
+        with self.lock:
+            stuck = {
+                client_id
+                for client_id in self.stage.sampled
+                if self.presence.still_s(client_id, since_s=since_s) > patience_s
+            }
+            return self.stage.turnout(stuck=stuck)
 
     def age_s(self, what: str) -> float:
         """Seconds since this process first asked for the age of something."""
@@ -124,41 +129,47 @@ class Federation:
                 "start the client with another --state-dir for another run"
             )
 
-    def active(self, ledger: Ledger) -> list[str]:
-        """Clients that have joined, not left, and been heard lately; sorted."""
-        return [client_id for client_id in ledger.joined() if self.presence.is_here(client_id)]
+    def check_joined(self, client_id: str) -> None:
+        """Raise NotFound for a client that has not joined, or has left."""
+        if client_id not in self.stage.joined:
+            raise NotFound(f"client {client_id[:64]} has not joined the run; join first")
 
-    def unmeasured(self, ledger: Ledger) -> list[str]:
+    def active(self) -> list[str]:
+        """Clients that have joined, not left, and been heard lately; sorted."""
+        with self.lock:
+            return sorted(filter(self.presence.is_here, self.stage.joined))
+
+    def unmeasured(self) -> list[str]:
         """Active clients that have not measured the newest adapter; sorted."""
-        measured = ledger.evaluators(self.stage.version or 0)
-        return [client_id for client_id in self.active(ledger) if client_id not in measured]
+        measured = self.stage.measured
+        return [client_id for client_id in self.active() if client_id not in measured]
 
     def task(self, client_id: str) -> Task:
         """What a client shall do now. Asking changes nothing. Raises NotFound."""
-        with self.reading() as ledger:
-            ledger.client(client_id)
+        with self.lock:
+            self.check_joined(client_id)
             self.presence.heard(client_id)
             stage = self.stage
             if stage.version is None:
                 return Wait()
-            if stage.phase in ENDED:
+            if stage.ended:
                 return Finish(stage.version, stopped=stage.phase is Phase.STOPPED)
-            if not ledger.has_measured(client_id, stage.version):
+            if client_id not in stage.measured:
                 return Evaluate(stage.version)
             asked = client_id in stage.sampled and not stage.closing
-            if asked and not ledger.has_answered(client_id, stage.round_number):
+            if asked and client_id not in stage.answered:
                 return Train(stage.round_number)
             return Wait()
 
-    def waiting_for(self, ledger: Ledger) -> str:
+    def waiting_for(self) -> str:
         """What the run waits for, for people; empty when it has ended."""
         stage = self.stage
-        if stage.phase in ENDED:
+        if stage.ended:
             return ""
         if stage.closing:
             return f"the average of round {stage.round_number}"
         if stage.round_number:
-            turnout, quorum = self.turnout(ledger), self.settings.quorum
+            turnout, quorum = self.turnout(), self.settings.quorum
             if not turnout.awaited:
                 gone = ", ".join(sorted(turnout.sampled & turnout.gone - turnout.pushed))
                 return (
@@ -167,8 +178,8 @@ class Federation:
                 )
             return f"deltas of {', '.join(turnout.awaited)}"
         if stage.phase is Phase.EVALUATING:
-            return f"evaluations of {', '.join(self.unmeasured(ledger)) or 'nobody'}"
+            return f"evaluations of {', '.join(self.unmeasured()) or 'nobody'}"
         if stage.paused:
             return "the operator, who paused the run"
-        missing = self.settings.min_clients - len(self.active(ledger))
+        missing = self.settings.min_clients - len(self.active())
         return f"{missing} more client{'s' * (missing > 1)}" if missing > 0 else "the next round"

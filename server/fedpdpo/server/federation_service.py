@@ -72,13 +72,9 @@ class FederationService(FederationServiceServicer):
             if not isinstance(task, Wait):
                 return _packed(task)
             if left_s <= 0:
-                reason = await asyncio.to_thread(self._reason)
+                reason = self._federation.waiting_for()
                 return pb.GetAssignmentResponse(wait=pb.WaitTask(reason=reason))
             await self._turns.wait(change, at_most_s=left_s)
-
-    def _reason(self) -> str:
-        with self._federation.reading() as ledger:
-            return self._federation.waiting_for(ledger)
 
     async def PullAdapter(  # type: ignore[override]  # it writes to the context
         self, request: pb.PullAdapterRequest, context: Any

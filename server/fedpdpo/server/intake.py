@@ -7,7 +7,7 @@ from fedpdpo.common.errors import AlreadyPushed, BadRequest, NotOpen
 from fedpdpo.common.metrics import Metrics
 from fedpdpo.common.payload import Receiver
 from fedpdpo.server.federation import Federation
-from fedpdpo.server.ledger import ENDED, Ledger
+from fedpdpo.server.ledger import Ledger
 from fedpdpo.server.membership import format_of
 from fedpdpo.server.store import DeltaRow, EvaluationRow
 
@@ -71,6 +71,11 @@ class Intake:
                 return True
             received.keep()
             federation.traffic.put_into(ledger.client(delta.client_id))
+            ledger.once_durable.append(
+                lambda stage: stage.has_answered(
+                    delta.client_id, delta.round_number, counts_in=counts_in
+                )
+            )
             ledger.session.add(
                 DeltaRow(
                     round_number=delta.round_number,
@@ -105,6 +110,7 @@ class Intake:
         with federation.writing() as ledger:
             federation.traffic.put_into(ledger.client(client_id))
             ledger.adapter(version)
+            ledger.once_durable.append(lambda stage: stage.has_measured(client_id, version))
             ledger.session.merge(
                 EvaluationRow(
                     version=version,
@@ -127,13 +133,13 @@ def _counts_in(federation: Federation, ledger: Ledger, delta: Announced) -> int 
     late deltas are folded in. Raises NotFound, NotOpen or AlreadyPushed.
     """
     number = delta.round_number
-    ledger.client(delta.client_id)
+    federation.check_joined(delta.client_id)
     if found := ledger.session.get(DeltaRow, (number, delta.client_id)):
         if found.sha256 == delta.sha256:
             return None
         raise AlreadyPushed(f"another delta of {delta.client_id} for round {number} counts")
     stage = federation.stage
-    if stage.phase in ENDED:
+    if stage.ended:
         raise NotOpen(f"round {number} is not open, the run has ended")
     following = (stage.version or 0) + 1 + stage.closing
     late = number < following

@@ -9,7 +9,7 @@ from fedpdpo.common.layout import LoraLayout
 from fedpdpo.common.run import Run
 from fedpdpo.server.averaging import initial_adapter
 from fedpdpo.server.federation import Federation
-from fedpdpo.server.ledger import ENDED, Ledger
+from fedpdpo.server.ledger import Ledger
 from fedpdpo.server.settings import ServerSettings
 from fedpdpo.server.steps import write_adapter
 from fedpdpo.server.store import ClientRow
@@ -67,7 +67,7 @@ def join(federation: Federation, client: Newcomer) -> tuple[Run, ClientRow]:
         entering = federation.writing if run.lora_layout else federation.turning
         with entering() as ledger:
             row = ledger.session.get(ClientRow, client.client_id)
-            if row is None and federation.stage.phase in ENDED:
+            if row is None and federation.stage.ended:
                 raise Mismatch(f"run {run.run_id} has ended; ask its operator for another")
             if not run.lora_layout:
                 run = _fixed(federation, ledger, client)
@@ -81,6 +81,7 @@ def join(federation: Federation, client: Newcomer) -> tuple[Run, ClientRow]:
             row.num_train_pairs, row.num_eval_pairs = client.num_train_pairs, client.num_eval_pairs
             ledger.record(kind, client=client.client_id, train_pairs=client.num_train_pairs)
             federation.presence.came(client.client_id)
+            ledger.once_durable.append(lambda stage: stage.has_joined(client.client_id))
         federation.run = run
     return run, row
 
@@ -123,12 +124,12 @@ def leave(federation: Federation, client_id: str) -> None:
         if not row.left:
             row.left = True
             ledger.record("client_left", client=client_id)
+            ledger.once_durable.append(lambda stage: stage.has_left(client_id))
 
 
 def heartbeat(federation: Federation, client_id: str, *, activity: str, progress: float) -> None:
     """Note that a client lives and how far it is. Raises NotFound."""
-    with federation.reading() as ledger:
-        ledger.client(client_id)
+    federation.check_joined(client_id)
     share = min(max(0.0, progress), 1.0)  # in this order NaN becomes 0
     shown = "".join(letter for letter in activity if letter.isprintable())
     federation.presence.heard(client_id, activity=shown[:100], progress=share)

@@ -4,7 +4,6 @@ from sqlalchemy import select
 
 from fedpdpo.common.errors import NotOpen
 from fedpdpo.server.federation import Federation
-from fedpdpo.server.ledger import ENDED
 from fedpdpo.server.store import EventRow
 
 _MAX_NUMBER = 2**63 - 1  # SQLite's largest
@@ -13,7 +12,7 @@ _MAX_NUMBER = 2**63 - 1  # SQLite's largest
 def set_paused(federation: Federation, paused: bool) -> None:
     """Pause or resume. Raises NotOpen where the run has ended."""
     with federation.turning() as ledger:
-        if federation.stage.phase in ENDED:
+        if federation.stage.ended:
             raise NotOpen("the run has ended; there is nothing to pause or resume")
         ledger.run.paused = paused
         ledger.record("run_paused" if paused else "run_resumed")
@@ -22,7 +21,7 @@ def set_paused(federation: Federation, paused: bool) -> None:
 def stop(federation: Federation) -> None:
     """End the run with its last published adapter. An ended run stays as it is."""
     with federation.turning() as ledger:
-        if federation.stage.phase not in ENDED:
+        if not federation.stage.ended:
             ledger.run.stopped = True
             ledger.record("run_stopped")
 

@@ -5,7 +5,6 @@ from typing import Any
 
 from fedpdpo.server.changes import Changes
 from fedpdpo.server.federation import Federation
-from fedpdpo.server.ledger import ENDED
 from fedpdpo.server.operations import events_after, set_paused, stop
 from fedpdpo.server.status import status
 from fedpdpo.v1 import operator_pb2 as pb
@@ -30,7 +29,7 @@ class OperatorService(OperatorServiceServicer):
         last = request.after
         while True:
             change = self._changes.next
-            ended = self._federation.stage.phase in ENDED
+            ended = self._federation.stage.ended
             while events := await asyncio.to_thread(events_after, self._federation, last):
                 for event in events:
                     last = event.number

@@ -14,7 +14,7 @@ def status(federation: Federation) -> operator_pb2.GetStatusResponse:
     """A snapshot of a federation."""
     with federation.reading() as ledger:
         stage = federation.stage
-        turnout = federation.turnout(ledger) if stage.round_number else None
+        turnout = federation.turnout() if stage.round_number else None
         clients = select(ClientRow).order_by(ClientRow.client_id)
         version = stage.version or 0
         shown = (EvaluationRow.version == 0) | (EvaluationRow.version > version - _SHOWN_VERSIONS)
@@ -31,7 +31,7 @@ def status(federation: Federation) -> operator_pb2.GetStatusResponse:
             adapter_version=version,
             sampled=sorted(turnout.sampled) if turnout else (),
             pushed=sorted(turnout.pushed) if turnout else (),
-            waiting_for=federation.waiting_for(ledger),
+            waiting_for=federation.waiting_for(),
             clients=[_client(federation, row) for row in ledger.session.scalars(clients)],
             evaluations=[_evaluation(row) for row in ledger.session.scalars(found)],
         )

@@ -8,7 +8,7 @@ from fedpdpo.common.layout import LoraLayout
 from fedpdpo.common.tensorfile import Array, Contents, write_tensors
 from fedpdpo.server.averaging import SpooledDelta, averaged
 from fedpdpo.server.federation import Federation
-from fedpdpo.server.ledger import ENDED, Ledger
+from fedpdpo.server.ledger import Ledger
 from fedpdpo.server.rounds import Phase, num_asked, sample, staleness_weight
 from fedpdpo.server.store import AdapterRow, RoundRow, Store
 
@@ -21,9 +21,8 @@ def step(federation: Federation) -> bool:
     not hold the run's lock. Raises StorageFull; the step can be tried again.
     """
     with federation.lock:
-        with federation.reading() as ledger:
-            if not _due(federation, ledger):
-                return False
+        if not _due(federation):
+            return False
         with federation.turning() as ledger:
             opened = ledger.open_round()
             if opened is None:
@@ -37,19 +36,19 @@ def step(federation: Federation) -> bool:
     return True
 
 
-def _due(federation: Federation, ledger: Ledger) -> bool:
+def _due(federation: Federation) -> bool:
     settings, stage = federation.settings, federation.stage
-    if stage.phase in ENDED or stage.version is None:
+    if stage.ended or stage.version is None:
         return False
     if stage.phase is Phase.TRAINING:
         overdue = federation.age_s(f"round {stage.round_number}") > settings.round_deadline_s
-        return stage.closing or federation.turnout(ledger).may_close(
+        return stage.closing or federation.turnout().may_close(
             quorum=settings.quorum, close_after=settings.close_after, overdue=overdue
         )
     if stage.phase is Phase.EVALUATING:
         overdue = federation.age_s("the last adapter") > settings.evaluation_deadline_s
-        return overdue or not federation.unmeasured(ledger)
-    return not stage.paused and len(federation.active(ledger)) >= settings.min_clients
+        return overdue or not federation.unmeasured()
+    return not stage.paused and len(federation.active()) >= settings.min_clients
 
 
 def _open_or_end(federation: Federation, ledger: Ledger) -> None:
@@ -58,7 +57,7 @@ def _open_or_end(federation: Federation, ledger: Ledger) -> None:
         ledger.run.finished = True
         ledger.record("run_finished", rounds=version)
         return
-    settings, here = federation.settings, federation.active(ledger)
+    settings, here = federation.settings, federation.active()
     num_drawn = num_asked(
         len(here), fraction=settings.sample_fraction, number=settings.sample_clients
     )
@@ -69,7 +68,7 @@ def _open_or_end(federation: Federation, ledger: Ledger) -> None:
 
 
 def _close(federation: Federation, ledger: Ledger, opened: RoundRow) -> None:
-    turnout = federation.turnout(ledger)
+    turnout = federation.turnout()
     opened.closing = True
     late = ",".join(sorted(turnout.sampled - turnout.pushed)) or "none"
     ledger.record("round_closed", round=opened.number, deltas=turnout.arrived, late=late)
@@ -97,7 +96,7 @@ def _average(federation: Federation, number: int, deltas: Sequence[SpooledDelta]
         same = averaged(present, (), layout, server_lr=0.0)
         row = write_adapter(federation.store, number, layout, same)
     with federation.turning() as ledger:
-        if federation.stage.phase in ENDED:
+        if federation.stage.ended:
             return
         ledger.session.add(row)
         ledger.session.get_one(RoundRow, number).published_at_s = federation.clock()

@@ -1,4 +1,7 @@
-"""A client without training: gives a delta of the size asked for."""
+"""A client without training: gives a delta of the size asked for.
+
+Every number is another one: what comes twice the engine sends once.
+"""
 
 import numpy as np
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -14,6 +17,7 @@ app = ClientApp()
 def train(message: Message, context: Context) -> Message:
     """Answer with the delta."""
     shape = (RANK, int(context.run_config["mib"]) * 2**20 // 4 // RANK // TENSORS)
-    delta = ArrayRecord([np.full(shape, 1e-3, np.float32)] * TENSORS)
+    rng = np.random.default_rng(context.node_id)
+    delta = ArrayRecord([rng.random(shape, np.float32) for _ in range(TENSORS)])
     content = RecordDict({"arrays": delta, "metrics": MetricRecord({"num-examples": 10})})
     return Message(content=content, reply_to=message)

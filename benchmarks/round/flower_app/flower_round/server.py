@@ -35,6 +35,7 @@ def main(grid: Grid, context: Context) -> None:
     config = context.run_config
     clients = int(config["clients"])
     shape = (RANK, int(config["mib"]) * 2**20 // 4 // RANK // TENSORS)
+    rng = np.random.default_rng(0)
     Strategy(
         Path(str(config["ends"])),
         fraction_evaluate=0.0,
@@ -42,6 +43,6 @@ def main(grid: Grid, context: Context) -> None:
         min_available_nodes=clients,
     ).start(
         grid=grid,
-        initial_arrays=ArrayRecord([np.zeros(shape, np.float32)] * TENSORS),
+        initial_arrays=ArrayRecord([rng.random(shape, np.float32) for _ in range(TENSORS)]),
         num_rounds=int(config["rounds"]),
     )
