@@ -122,7 +122,7 @@ def one_run(case: Case, system: str) -> dict[str, Any]:
                 )
             except BenchmarkError as error:
                 console.print(f"{case.title} {system}: {error}", style="yellow", markup=False)
-                return {"system": system, "failed": str(error)}
+                return {"system": system, "failed": str(error).splitlines()[0]}
             found = figures(started.ends(), looks)
             found["server_peak_mib"] = started.servers[0].peak_mib
     console.print(
