@@ -46,7 +46,7 @@ test-network: install  ## a run across network namespaces with bad links; needs 
 	$(BIN)/pytest tests/test_network.py -m network -rs
 
 test-large: install  ## an adapter of 3 GiB there and back in constant memory; 18 GiB of disk
-	$(BIN)/pytest tests/test_large.py -m large -rs
+	$(BIN)/pytest tests/test_large.py -m large -rs -s
 
 test-soak: install  ## 200 rounds with 8 clients: memory, files and threads of the server
 	$(BIN)/pytest tests/test_soak.py -m soak -s

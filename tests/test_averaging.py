@@ -2,15 +2,16 @@
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from fedpdpo.common.encoding import DeltaFormat, Encoding, encoded
 from fedpdpo.common.errors import BadPayload
-from fedpdpo.common.tensorfile import Array
+from fedpdpo.common.tensorfile import Array, write_tensors
 from fedpdpo.server import averaging
 from fedpdpo.server.averaging import SpooledDelta, initial_adapter
 from serving import LAYOUT, tensors
@@ -25,7 +26,15 @@ def spooled(folder: Path, name: str, value: float, weight: float) -> SpooledDelt
 def averaged(
     adapter: Path, deltas: Sequence[SpooledDelta], *, server_lr: float
 ) -> dict[str, Array]:
-    return dict(averaging.averaged(adapter, deltas, LAYOUT, server_lr=server_lr))
+    return whole(averaging.averaged(adapter, deltas, LAYOUT, server_lr=server_lr))
+
+
+def whole(pieces: Iterable[tuple[str, Array]]) -> dict[str, Array]:
+    """Tensors by name, each put together from its pieces."""
+    found: dict[str, list[Array]] = {}
+    for name, piece in pieces:
+        found.setdefault(name, []).append(piece)
+    return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
 @pytest.fixture
@@ -98,15 +107,33 @@ def test_a_mean_that_is_not_finite_is_refused(tmp_path: Path, adapter: Path) -> 
         averaged(adapter, deltas, server_lr=10.0)
 
 
-@pytest.mark.parametrize("most", [1, 7, 2**23])
+@pytest.mark.parametrize("encoding", list(Encoding))
 def test_windows_of_any_size_give_the_same(
-    tmp_path: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch, most: int
+    tmp_path: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch, encoding: Encoding
 ) -> None:
-    monkeypatch.setattr(averaging, "_WINDOW", most)
-    deltas = [spooled(tmp_path, "a", 4.0, 1), spooled(tmp_path, "b", 8.0, 3)]
-    found = averaged(adapter, deltas, server_lr=1.0)
-    assert list(found) == [name for name, _ in LAYOUT.shapes]
-    assert all((tensor == 8.0).all() for tensor in found.values())
+    fmt = DeltaFormat(encoding, topk_share=0.4)
+    deltas = []
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        sent = ((name, rng.normal(size=shape).astype("f4")) for name, shape in LAYOUT.shapes)
+        path = tmp_path / f"delta{seed}"
+        write_tensors(path, fmt.contents(LAYOUT), encoded(sent, fmt))
+        deltas.append(SpooledDelta(path, 1.0 + seed))
+    found = {}
+    for most in (1, 7, 2**23):
+        monkeypatch.setattr(averaging, "_WINDOW", most)
+        found[most] = averaged(adapter, deltas, server_lr=1.0)
+        assert list(found[most]) == [name for name, _ in LAYOUT.shapes]
+    for name, shape in LAYOUT.shapes:
+        assert found[1][name].shape == shape
+        assert found[1][name].tobytes() == found[7][name].tobytes() == found[2**23][name].tobytes()
+
+
+def test_the_first_adapter_in_pieces_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = whole(initial_adapter(LAYOUT, seed=1))
+    monkeypatch.setattr(averaging, "_WINDOW", 1)
+    again = whole(initial_adapter(LAYOUT, seed=1))
+    assert all(first[name].tobytes() == again[name].tobytes() for name, _ in LAYOUT.shapes)
 
 
 def test_the_first_adapter_adds_nothing_and_is_the_same_for_a_seed() -> None:

@@ -19,7 +19,7 @@ from math import prod
 import numpy as np
 
 from fedpdpo.common.layout import LoraLayout
-from fedpdpo.common.tensorfile import Array, Contents, Raw, Spec, TensorReader
+from fedpdpo.common.tensorfile import ALL, Array, Contents, Raw, Spec, TensorReader
 
 
 class Encoding(StrEnum):
@@ -97,18 +97,23 @@ class DeltaFormat:
                 return {f"{name}.index": index, f"{name}.value": flat[index]}
 
 
-def decoder(reader: TensorReader, layout: LoraLayout) -> Callable[[str], Array]:
-    """Gives a delta's tensors as float32 by name, in whichever encoding the file holds them."""
+def decoder(reader: TensorReader, layout: LoraLayout) -> Callable[..., Array]:
+    """Gives rows of a delta's tensors as float32, in whichever encoding the file holds them."""
     shapes = dict(layout.shapes)
 
-    def decode(name: str) -> Array:
+    def decode(name: str, rows: slice = ALL) -> Array:
         if f"{name}.index" in reader:
-            found = np.zeros(shapes[name], np.float32)
-            found.reshape(-1)[reader.read(f"{name}.index")] = reader.read(f"{name}.value")
+            begin, end, _ = rows.indices(shapes[name][0])
+            width = prod(shapes[name][1:])
+            index = reader.read(f"{name}.index")
+            kept = slice(*np.searchsorted(index, (begin * width, end * width)))
+            found = np.zeros((end - begin, *shapes[name][1:]), np.float32)
+            values = reader.read(f"{name}.value", kept)
+            found.reshape(-1)[index[kept] - begin * width] = values
             return found
-        raw = reader.read(name)
+        raw = reader.read(name, rows)
         if raw.dtype == np.int8:
-            scale: Array = reader.read(f"{name}.scale")
+            scale: Array = reader.read(f"{name}.scale", rows)
             return raw.astype(np.float32) * scale[:, None]
         if raw.dtype == np.uint16:
             return (raw.astype(np.uint32) << 16).view(np.float32)

@@ -7,7 +7,7 @@ need memory for the whole adapter; these functions need it for one tensor or one
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -21,6 +21,9 @@ from fedpdpo.common.layout import LoraLayout
 
 Array = NDArray[np.float32]
 Raw = NDArray[Any]
+
+#: All rows of a tensor.
+ALL = slice(None)
 
 _LENGTH_BYTES = 8
 _HEADER_BYTES_PER_TENSOR = 160
@@ -258,21 +261,24 @@ class TensorReader:
     def __contains__(self, name: str) -> bool:
         return name in self._places
 
-    def read(self, name: str) -> Raw:
-        """A tensor, as a copy. Raises BadPayload where the file lacks it."""
+    def read(self, name: str, rows: slice = ALL) -> Raw:
+        """A tensor or some of its rows, as a copy. Raises BadPayload where the file lacks it."""
         place = self._places.get(name)
         if place is None:
             raise BadPayload(f"{self._path} lacks {name}")
-        found = np.fromfile(self._path, _READ[place.dtype], prod(place.shape), offset=place.begin)
-        if len(found) != prod(place.shape):
+        first, last, _ = rows.indices(place.shape[0])
+        shape = (last - first, *place.shape[1:])
+        begin = place.begin + first * _SIZES[place.dtype] * prod(place.shape[1:])
+        found = np.fromfile(self._path, _READ[place.dtype], prod(shape), offset=begin)
+        if len(found) != prod(shape):
             raise BadPayload(f"{self._path} ends within {name}")
-        return found.reshape(place.shape)
+        return found.reshape(shape)
 
 
 def write_tensors(path: Path, contents: Contents, tensors: Iterable[tuple[str, Raw]]) -> bytes:
     """Write a file of these tensors, which come one after the other in the contents' order.
 
-    Gives the file's 32-byte SHA-256.
+    A tensor may come in several pieces, each of some of its rows. Gives the file's 32-byte SHA-256.
     """
     header: dict[str, Any] = {}
     at = 0
@@ -286,10 +292,23 @@ def write_tensors(path: Path, contents: Contents, tensors: Iterable[tuple[str, R
     digest = hashlib.sha256(head)
     with path.open("wb") as file:
         file.write(head)
-        for (name, spec), (found, tensor) in zip(contents.specs.items(), tensors, strict=True):
-            if found != name or tensor.shape != spec.shape:
-                raise ValueError(f"{found} {tensor.shape} came for {name} {spec.shape}")
-            content = np.ascontiguousarray(tensor, _READ[spec.dtype]).data
+        for dtype, piece in _in_order(contents, tensors):
+            content = np.ascontiguousarray(piece, _READ[dtype]).data
             file.write(content)
             digest.update(content)
     return digest.digest()
+
+
+def _in_order(contents: Contents, tensors: Iterable[tuple[str, Raw]]) -> Iterator[tuple[str, Raw]]:
+    """Each piece with its dtype. Raises ValueError where they are not the contents, in order."""
+    pieces = iter(tensors)
+    for name, spec in contents.specs.items():
+        rows = 0
+        while rows < spec.shape[0]:
+            found, piece = next(pieces, ("nothing", np.empty(0)))
+            rows += len(piece)
+            if found != name or piece.shape[1:] != spec.shape[1:] or rows > spec.shape[0]:
+                raise ValueError(f"{found} {piece.shape} came for {name} {spec.shape}")
+            yield spec.dtype, piece
+    if (more := next(pieces, None)) is not None:
+        raise ValueError(f"{more[0]} came after the last tensor")

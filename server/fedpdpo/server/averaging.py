@@ -1,14 +1,14 @@
 """The aggregation rule: theta' = theta + eta * sum_i w_i d_i, with w_i = n_i / sum_j n_j.
 
-FedAvg over LoRA deltas, equation [8] of docs/method.md. The adapter is made window by window of its
-tensors; for each window the deltas are read from disk one after another and summed in float64 in
-the order given, which is that of the clients' ids and not of arrival, so that it gives the same
-bits. w_i has a factor less than 1 for a delta that was trained from an older adapter. The
+FedAvg over LoRA deltas, equation [8] of docs/method.md. The adapter is made window by window of
+rows of its tensors; for each window the deltas are read from disk one after another and summed in
+float64 in the order given, which is that of the clients' ids and not of arrival, so that it gives
+the same bits. w_i has a factor less than 1 for a delta that was trained from an older adapter. The
 memory needed is that of two windows, however large the adapter and however many clients there are.
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
@@ -24,7 +24,10 @@ from fedpdpo.common.tensorfile import Array, TensorReader
 
 Exact = NDArray[np.float64]
 
-#: Numbers in a window, unless one tensor has more: 8 MiB as float64.
+#: A tensor's name, some of its rows, and their shape.
+Piece = tuple[str, slice, tuple[int, ...]]
+
+#: Numbers in a window, unless one row has more: 8 MiB as float64.
 _WINDOW = 2**20
 
 #: Windows worked on at once, and numbers that each works on at a time.
@@ -43,12 +46,13 @@ class SpooledDelta:
 def initial_adapter(layout: LoraLayout, *, seed: int) -> Iterator[tuple[str, Array]]:
     """The first adapter: A uniform in +-1/sqrt(fan_in), B zero, so that LoRA adds nothing yet."""
     rng = np.random.default_rng(seed)
-    for name, shape in layout.shapes:
-        if name.endswith(".lora_B.weight"):
-            yield name, np.zeros(shape, np.float32)
-        else:
-            bound = shape[1] ** -0.5
-            yield name, rng.uniform(-bound, bound, shape).astype(np.float32)
+    for window in _windows(layout):
+        for name, _, shape in window:
+            if name.endswith(".lora_B.weight"):
+                yield name, np.zeros(shape, np.float32)
+            else:
+                bound = shape[1] ** -0.5
+                yield name, rng.uniform(-bound, bound, shape).astype(np.float32)
 
 
 def averaged(
@@ -56,13 +60,14 @@ def averaged(
 ) -> Iterator[tuple[str, Array]]:
     """The next adapter from the present one and the deltas in their order; without any, the same.
 
-    Gives its tensors by name in the layout's order. Raises BadPayload where one is not finite.
+    Gives its tensors by name in the layout's order, a large one in pieces. Raises BadPayload where
+    one is not finite.
     """
     present = TensorReader(adapter)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         ahead: deque[Future[list[tuple[str, Array]]]] = deque()
-        for names in _windows(layout):
-            ahead.append(pool.submit(_window, present, deltas, layout, names, server_lr))
+        for window in _windows(layout):
+            ahead.append(pool.submit(_window, present, deltas, layout, window, server_lr))
             if len(ahead) == _AT_ONCE:
                 yield from ahead.popleft().result()
         for last in ahead:
@@ -73,20 +78,20 @@ def _window(
     present: TensorReader,
     deltas: Sequence[SpooledDelta],
     layout: LoraLayout,
-    names: Mapping[str, tuple[int, ...]],
+    window: Sequence[Piece],
     server_lr: float,
 ) -> list[tuple[str, Array]]:
-    """The next adapter's tensors of these names."""
+    """These pieces of the next adapter."""
     total_weight = sum(delta.weight for delta in deltas) or 1.0
-    sums = {name: np.zeros(shape, np.float64) for name, shape in names.items()}
+    sums = [np.zeros(shape, np.float64) for _, _, shape in window]
     for delta in deltas:
         read = decoder(TensorReader(delta.path), layout)
-        for name, total in sums.items():
-            for part, values in _blocks(total, read(name)):
+        for (name, rows, _), total in zip(window, sums, strict=True):
+            for part, values in _blocks(total, read(name, rows)):
                 part += values.astype(np.float64) * delta.weight
     done = []
-    for name in names:
-        total, following = sums.pop(name), present.read(name)
+    for (name, rows, _), total in zip(window, sums, strict=True):
+        following = present.read(name, rows)
         for part, values in _blocks(total, following):
             part /= total_weight
             part *= server_lr
@@ -106,14 +111,18 @@ def _blocks(total: Exact, values: Array) -> Iterator[tuple[Exact, Array]]:
         yield flat[begin : begin + _BLOCK], numbers[begin : begin + _BLOCK]
 
 
-def _windows(layout: LoraLayout) -> Iterator[dict[str, tuple[int, ...]]]:
-    """The layout's tensors in its order, in groups of at most _WINDOW numbers."""
-    window: dict[str, tuple[int, ...]] = {}
+def _windows(layout: LoraLayout) -> Iterator[list[Piece]]:
+    """The layout in its order, in windows of at most _WINDOW numbers, or of one row."""
+    window: list[Piece] = []
     size = 0
     for name, shape in layout.shapes:
-        if window and size + prod(shape) > _WINDOW:
-            yield window
-            window, size = {}, 0
-        window[name] = shape
-        size += prod(shape)
+        width = prod(shape[1:])
+        for begin in range(0, shape[0], step := max(1, _WINDOW // width)):
+            rows = slice(begin, min(begin + step, shape[0]))
+            piece = (rows.stop - begin, *shape[1:])
+            if window and size + prod(piece) > _WINDOW:
+                yield window
+                window, size = [], 0
+            window.append((name, rows, piece))
+            size += prod(piece)
     yield window

@@ -52,7 +52,8 @@ class Federation:
         self.presence = Presence(ticks, timeout_s=settings.client_timeout_s)
         self.traffic = Traffic()
         self.lock = threading.RLock()
-        self._see_stage()
+        with self.reading() as ledger:
+            self.stage = ledger.stage()
         self.forget_deltas()
 
     @contextmanager
@@ -78,12 +79,9 @@ class Federation:
         with self.lock:
             with self.writing() as ledger:
                 yield ledger
-            self._see_stage()
+                stage = ledger.stage()
+            self.stage = stage
         self._turned()
-
-    def _see_stage(self) -> None:
-        with self.reading() as ledger:
-            self.stage = ledger.stage()
 
     def forget_deltas(self) -> None:
         """Remove the deltas that no average needs any more."""

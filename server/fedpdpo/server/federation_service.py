@@ -72,7 +72,7 @@ class FederationService(FederationServiceServicer):
             if not isinstance(task, Wait):
                 return _packed(task)
             if left_s <= 0:
-                reason = self._federation.waiting_for()
+                reason = await asyncio.to_thread(self._federation.waiting_for)
                 return pb.GetAssignmentResponse(wait=pb.WaitTask(reason=reason))
             await self._turns.wait(change, at_most_s=left_s)
 

@@ -72,7 +72,7 @@ class Intake:
             received.keep()
             federation.traffic.put_into(ledger.client(delta.client_id))
             ledger.once_durable.append(
-                lambda stage: stage.has_answered(
+                lambda stage: stage.note_answered(
                     delta.client_id, delta.round_number, counts_in=counts_in
                 )
             )
@@ -110,7 +110,7 @@ class Intake:
         with federation.writing() as ledger:
             federation.traffic.put_into(ledger.client(client_id))
             ledger.adapter(version)
-            ledger.once_durable.append(lambda stage: stage.has_measured(client_id, version))
+            ledger.once_durable.append(lambda stage: stage.note_measured(client_id, version))
             ledger.session.merge(
                 EvaluationRow(
                     version=version,

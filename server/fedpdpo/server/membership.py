@@ -81,7 +81,7 @@ def join(federation: Federation, client: Newcomer) -> tuple[Run, ClientRow]:
             row.num_train_pairs, row.num_eval_pairs = client.num_train_pairs, client.num_eval_pairs
             ledger.record(kind, client=client.client_id, train_pairs=client.num_train_pairs)
             federation.presence.came(client.client_id)
-            ledger.once_durable.append(lambda stage: stage.has_joined(client.client_id))
+            ledger.once_durable.append(lambda stage: stage.note_joined(client.client_id))
         federation.run = run
     return run, row
 
@@ -124,7 +124,7 @@ def leave(federation: Federation, client_id: str) -> None:
         if not row.left:
             row.left = True
             ledger.record("client_left", client=client_id)
-            ledger.once_durable.append(lambda stage: stage.has_left(client_id))
+            ledger.once_durable.append(lambda stage: stage.note_left(client_id))
 
 
 def heartbeat(federation: Federation, client_id: str, *, activity: str, progress: float) -> None:

@@ -31,22 +31,22 @@ class Stage:
         """Whether the run is finished or stopped."""
         return self.phase in (Phase.FINISHED, Phase.STOPPED)
 
-    def has_joined(self, client_id: str) -> None:
+    def note_joined(self, client_id: str) -> None:
         """Note that a client is in the run."""
         self.joined.add(client_id)
         self.left.discard(client_id)
 
-    def has_left(self, client_id: str) -> None:
+    def note_left(self, client_id: str) -> None:
         """Note that a client has left."""
         self.joined.discard(client_id)
         self.left.add(client_id)
 
-    def has_measured(self, client_id: str, version: int) -> None:
+    def note_measured(self, client_id: str, version: int) -> None:
         """Note that a client has measured an adapter."""
         if version == self.version:
             self.measured.add(client_id)
 
-    def has_answered(self, client_id: str, round_number: int, *, counts_in: int) -> None:
+    def note_answered(self, client_id: str, round_number: int, *, counts_in: int) -> None:
         """Note that a client's delta for a round is here, and in which average it is."""
         if round_number == self.round_number:
             self.answered.add(client_id)

@@ -9,7 +9,7 @@ from fedpdpo.server.store import ClientRow
 class Traffic:
     """Counts in memory what a client's row does not hold yet; any thread may call it.
 
-    A server that dies forgets that little.
+    A server that dies, or a transaction that fails, forgets that little.
     """
 
     def __init__(self) -> None:
