@@ -31,8 +31,8 @@ check: install  ## ruff, mypy, import-linter, buf
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/mypy common server client deploy/demo tests hatch_build.py
-	MYPYPATH=benchmarks:benchmarks/train $(BIN)/mypy benchmarks/train
-	MYPYPATH=benchmarks $(BIN)/mypy benchmarks/round/*.py benchmarks/encodings
+	MYPYPATH=benchmarks/train $(BIN)/mypy benchmarks/train
+	$(BIN)/mypy benchmarks/round/*.py benchmarks/encodings
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/buf lint
 

@@ -4,12 +4,12 @@ import shutil
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
 import untrained
 from fedpdpo.common.tensorfile import TensorReader
 from processes import stage, until
+from report import memory_bytes
 from untrained import layout_of
 
 pytestmark = [pytest.mark.large, pytest.mark.timeout(900)]
@@ -34,6 +34,7 @@ def test_an_adapter_of_3_gib_moves_in_little_memory(tmp_path: Path) -> None:
                   patience_s=800)  # fmt: skip
             assert client.ends() == 0, client.output
             assert server.ends() == 0, server.output
+            print({program.log.stem: one.above_idle_mib for program, one in held.items()})
             for program, one in held.items():
                 assert one.above_idle_mib < MOST_MIB_ABOVE_IDLE, program.log
         (adapter,) = (tmp_path / "server" / "adapters").glob("version-00001.*")
@@ -48,20 +49,14 @@ class Held:
     """What memory a process holds, beside what it held at first."""
 
     def __init__(self, pid: int) -> None:
-        self._status = Path(f"/proc/{pid}/status")
-        self._idle = psutil.Process(pid).memory_info().rss
-        self._peak = self._idle
+        self._pid = pid
+        self._idle = self._peak = memory_bytes("VmRSS", pid)
 
     def look(self) -> bool:
         """Note the peak so far; the kernel keeps it."""
-        try:
-            told = self._status.read_text(encoding="ascii")
-        except OSError:
-            return True
-        found = [line for line in told.splitlines() if line.startswith("VmHWM:")]
-        self._peak = 1024 * int(found[0].split()[1]) if found else self._peak
+        self._peak = max(self._peak, memory_bytes("VmHWM", self._pid))
         return True
 
     @property
     def above_idle_mib(self) -> float:
-        return float(self._peak - self._idle) / 2**20
+        return (self._peak - self._idle) / 2**20

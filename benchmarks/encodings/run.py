@@ -12,16 +12,15 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
-from fedpdpo.common.files import whole_file
 from machine import setting
+from report import RESULTS, ROOT, BenchmarkError, Report, console, exit_code
 
-ROOT = Path(__file__).parents[2]
 LAYERS = "last-8"
 PACKAGES = ("torch", "transformers", "peft", "fedpdpo")
 
@@ -36,8 +35,6 @@ RUNS: dict[str, dict[str, str]] = {
     "topk, 1 %": {"ENCODING": "topk", "TOPK_SHARE": "0.01"},
 }
 
-console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 100)
-
 
 def main() -> int:
     """Run the command line; gives the exit code."""
@@ -45,25 +42,24 @@ def main() -> int:
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS), metavar="RUN",
                         help=f"which to make, of {', '.join(RUNS)}")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
-    path = args.out / "encodings.json"
-    content: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {"runs": {}}
+    return exit_code(lambda: bench(args))
+
+
+def bench(args: argparse.Namespace) -> None:
+    """Measure what the options ask for, run by run."""
+    report = Report(args.out / "encodings.json", runs={})
     for name in args.runs:
-        found = run(name, rounds=args.rounds)
-        if found is None:
-            return 1
-        runs = content["runs"] | {name: found}
-        content = {"setting": setting(PACKAGES), "lora_layers": LAYERS,
-                   "runs": {one: runs[one] for one in RUNS if one in runs}}  # fmt: skip
-        with whole_file(path) as partial:
-            partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    console.print(table(content["runs"]))
-    return 0
+        runs = report.content["runs"] | {name: run(name, rounds=args.rounds)}
+        report.content = {"setting": setting(PACKAGES), "lora_layers": LAYERS,
+                          "runs": {one: runs[one] for one in RUNS if one in runs}}  # fmt: skip
+        report.write()
+    console.print(table(report.content["runs"]))
 
 
-def run(name: str, *, rounds: int) -> dict[str, Any] | None:
-    """Run the demo with one encoding; None, having said why, where it fails."""
+def run(name: str, *, rounds: int) -> dict[str, Any]:
+    """Run the demo with one encoding. Raises BenchmarkError where it fails."""
     folder = ROOT / "runs" / "encodings" / name.replace(" ", "").replace("%", "")
     settings = {"LORA__LAYERS": LAYERS, **RUNS[name]}
     environment = {f"FEDPDPO_SERVER_{key}": value for key, value in settings.items()}
@@ -73,8 +69,7 @@ def run(name: str, *, rounds: int) -> dict[str, Any] | None:
         command, env=os.environ | environment, cwd=ROOT, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        console.print(f"{name}: {done.stderr[-2000:]}", style="red", markup=False)
-        return None
+        raise BenchmarkError(f"{name}: {done.stderr[-2000:]}")
     summary = json.loads((folder / "summary.json").read_text("utf-8"))
     with closing(sqlite3.connect(folder / "server" / "run.sqlite")) as database:
         received = "SELECT SUM(bytes_received) FROM clients"
@@ -82,7 +77,7 @@ def run(name: str, *, rounds: int) -> dict[str, Any] | None:
     clients = summary["clients"].values()
     found = {
         "accuracy": summary["mean_accuracy_after"],
-        "global_accuracy": mean(client["after_without_private_parts"] for client in clients),
+        "global_accuracy": fmean(client["after_without_private_parts"] for client in clients),
         "held_out_pairs": sum(client["num_held_out_pairs"] for client in clients),
         "rounds": summary["rounds"],
         "kib_a_delta": arrived / 1024 / len(clients) / summary["rounds"],
@@ -91,12 +86,6 @@ def run(name: str, *, rounds: int) -> dict[str, Any] | None:
     accuracy, size = 100 * found["accuracy"], found["kib_a_delta"]
     console.print(f"{name}: {accuracy:.2f} %, {size:.0f} KiB a delta")
     return found
-
-
-def mean(values: Any) -> float:
-    """The mean of some numbers."""
-    every = list(values)
-    return float(sum(every) / len(every))
 
 
 def table(runs: dict[str, Any]) -> Table:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cases import OURS, Case
-from programs import Programs
+from programs import programs
 from systems import Ours
 
 PROCESSES = 4
@@ -21,15 +21,15 @@ def crowd(folder: Path, *, clients: int, mib: int = 1) -> dict[str, Any]:
     that told a client to ask again later.
     """
     case = Case(clients, mib)
-    with Programs(folder, {}) as programs:
-        system = Ours(case, ROUNDS, programs)
+    with programs(folder, {}) as started:
+        system = Ours(case, ROUNDS, started)
         system.start_server()
         each = -(-clients // PROCESSES)
         holders = [
             system.start_clients(first, min(first + each, clients))
             for first in range(0, clients, each)
         ]
-        looks = programs.watch(
+        looks = started.watch(
             lambda: all(holder.process.poll() == 0 for holder in holders),
             system.servers,
             patience_s=PATIENCE_S,

@@ -3,23 +3,19 @@
 import os
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 
 import psutil
 
-from fedpdpo.common.errors import FedPDPOError
 from machine import busy_s
+from report import BenchmarkError, memory_bytes
 
 _LOOPBACK = Path("/sys/class/net/lo/statistics/rx_bytes")
 _LOOK_EVERY_S = 0.05
 _TAIL_CHARS = 2000
-
-
-class BenchmarkError(FedPDPOError):
-    """The benchmark cannot go on; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ class Program:
         try:
             whole = psutil.Process(self.process.pid)
             for one in (whole, *whole.children(recursive=True)):
-                self.peaks[one.pid] = _peak_bytes(one.pid) or self.peaks.get(one.pid, 0)
+                self.peaks[one.pid] = memory_bytes("VmHWM", one.pid) or self.peaks.get(one.pid, 0)
         except psutil.NoSuchProcess:
             return
 
@@ -60,7 +56,7 @@ class Program:
 
 
 class Programs:
-    """Starts programs with logs in a folder; leaving it ends them all."""
+    """Starts programs with logs in a folder."""
 
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
         self.folder = folder
@@ -104,32 +100,25 @@ class Programs:
             program.note_memory()
         return looks
 
-    def __enter__(self) -> "Programs":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def end(self) -> None:
+        """Kill all that was started, and what that has started."""
         started: list[psutil.Process] = []
         for program in self._all:
-            try:
+            with suppress(psutil.NoSuchProcess):
                 whole = psutil.Process(program.process.pid)
                 started += [*whole.children(recursive=True), whole]
-            except psutil.NoSuchProcess:
-                continue
         for one in started:
-            try:
+            with suppress(psutil.NoSuchProcess):
                 one.kill()
-            except psutil.NoSuchProcess:
-                continue
         for program in self._all:
             program.process.wait()
 
 
-def _peak_bytes(pid: int) -> int:
-    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    found = [line for line in status.splitlines() if line.startswith("VmHWM:")]
-    return 1024 * int(found[0].split()[1]) if found else 0
+@contextmanager
+def programs(folder: Path, environment: Mapping[str, str]) -> Iterator[Programs]:
+    """Programs that are ended at the end."""
+    built = Programs(folder, environment)
+    try:
+        yield built
+    finally:
+        built.end()

@@ -1,27 +1,23 @@
 """The benchmark's results: every run, medians, ratios; written after each case."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from cases import CASES, ENGINE, FLOOR, FLOWER, OURS, SYSTEMS, Case
-from fedpdpo.common.files import whole_file
 from machine import setting
+from report import Report
 
 PACKAGES = ("grpcio", "protobuf", "numpy", "fedpdpo")
 FIGURES = ("round_s", "cpu_s", "moved_mib", "server_peak_mib")
 
 
-class Results:
-    """One JSON file. What another call measured stays, save the cases measured anew."""
+class Results(Report):
+    """The file of this benchmark."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.content: dict[str, Any] = {"cases": {}}
-        if path.exists():
-            self.content = json.loads(path.read_text(encoding="utf-8"))
+        super().__init__(path, cases={})
 
     def put_case(self, case: Case, runs: Sequence[Mapping[str, Any]]) -> None:
         """Take a case's runs, sum them up, and write the file."""
@@ -29,16 +25,12 @@ class Results:
                  **summary(runs), "runs": list(runs)}  # fmt: skip
         cases = self.content["cases"] | {case.title: found}
         self.content["cases"] = {one.title: cases[one.title] for one in CASES if one.title in cases}
-        self._write()
+        self.write()
 
     def put_crowd(self, found: Mapping[str, Any]) -> None:
         """Take what the crowd saw, and write the file."""
         self.content["crowd"] = {"setting": setting(PACKAGES), **found}
-        self._write()
-
-    def _write(self) -> None:
-        with whole_file(self.path) as partial:
-            partial.write_text(json.dumps(self.content, indent=1) + "\n", encoding="utf-8")
+        self.write()
 
 
 def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

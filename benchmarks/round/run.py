@@ -16,36 +16,25 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rich.console import Console
-
 from cases import CASES, ENGINE, FLOWER, ROUNDS, SYSTEMS, Case
 from crowd import crowd
 from picture import draw
-from programs import BenchmarkError, Look, Programs
+from programs import Look, programs
+from report import RESULTS, BenchmarkError, console, exit_code
 from results import Results
 from systems import FLOWER_BIN
 from systems import SYSTEMS as STARTED_BY
 from table import crowd_table, ratios_table
 
-ROOT = Path(__file__).parents[2]
 FLOWER_VERSION = "flwr==1.41.0"
 CROWD = "crowd"
 PATIENCE_S = 240.0
-
-console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 100)
 
 
 def main() -> int:
     """Run the command line; gives the exit code."""
     args = parsed()
-    try:
-        bench(args)
-    except BenchmarkError as error:
-        console.print(f"bench-round: {error}", style="red", markup=False)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return exit_code(lambda: bench(args))
 
 
 def parsed() -> argparse.Namespace:
@@ -59,7 +48,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=2,
                         help="runs of each system, save Flower's deployment engine")  # fmt: skip
     parser.add_argument("--crowd", type=int, default=1000, help="clients of the crowd")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     return parser.parse_args()
 
 
@@ -113,18 +102,20 @@ def one_run(case: Case, system: str) -> dict[str, Any]:
             "FLWR_TELEMETRY_ENABLED": "0",
             "OMP_NUM_THREADS": "1",
         }
-        with Programs(Path(folder), environment) as programs:
-            started = STARTED_BY[system](case, rounds, programs)
+        with programs(Path(folder), environment) as started:
+            federation = STARTED_BY[system](case, rounds, started)
             try:
-                started.start()
-                looks = programs.watch(
-                    lambda: len(started.ends()) >= rounds, started.servers, patience_s=PATIENCE_S
+                federation.start()
+                looks = started.watch(
+                    lambda: len(federation.ends()) >= rounds,
+                    federation.servers,
+                    patience_s=PATIENCE_S,
                 )
             except BenchmarkError as error:
                 console.print(f"{case.title} {system}: {error}", style="yellow", markup=False)
                 return {"system": system, "failed": str(error).splitlines()[0]}
-            found = figures(started.ends(), looks)
-            found["server_peak_mib"] = started.servers[0].peak_mib
+            found = figures(federation.ends(), looks)
+            found["server_peak_mib"] = federation.servers[0].peak_mib
     console.print(
         f"{case.title} {system}: {found['round_s']:.2f} s a round, "
         f"{found['cpu_s']:.2f} CPU s, {found['moved_mib']:.0f} MiB, "

@@ -4,13 +4,12 @@ import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, cast
 from unittest.mock import patch
 
 import torch
 
-_STATUS = Path("/proc/self/status")
+from report import memory_bytes
 
 
 class Clock:
@@ -46,7 +45,7 @@ class Clock:
 
 def resident_mib() -> float:
     """Memory that this process holds now."""
-    return _status_mib("VmRSS:") or peak_mib()
+    return memory_bytes("VmRSS") / 2**20 or peak_mib()
 
 
 def peak_mib() -> float:
@@ -54,12 +53,5 @@ def peak_mib() -> float:
 
     The kernel's own count for this program: getrusage's begins with what the parent held.
     """
-    return _status_mib("VmHWM:") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def _status_mib(name: str) -> float | None:
-    if not _STATUS.exists():
-        return None
-    lines = _STATUS.read_text(encoding="ascii").splitlines()
-    found = [line.split()[1] for line in lines if line.startswith(name)]
-    return int(found[0]) / 1024 if found else None
+    told = memory_bytes("VmHWM") / 2**20
+    return told or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

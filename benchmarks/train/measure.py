@@ -13,15 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from fedpdpo.client.machine import available_cores
-from fedpdpo.common.errors import FedPDPOError
 from job import Job
 from machine import QUIET, busy_s
+from report import BenchmarkError
 
 HERE = Path(__file__).parent
-
-
-class BenchmarkError(FedPDPOError):
-    """The benchmark cannot go on; the message says why."""
 
 
 def run_job(program: str, job: Job, *, again: int) -> list[dict[str, Any]]:

@@ -1,27 +1,23 @@
 """The benchmark's results: what every run measured, medians, ratios; written after each case."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from cases import CASES, MAIN, OURS, TRL, Case
-from fedpdpo.common.files import whole_file
 from machine import QUIET
+from report import Report
 
 #: What a run's process tells as text, of which there is no median.
 _TOLD = ("path",)
 
 
-class Results:
-    """One JSON file. What another call measured stays, save the cases measured anew."""
+class Results(Report):
+    """The file of this benchmark."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.content: dict[str, Any] = {"cases": {}}
-        if path.exists():
-            self.content = json.loads(path.read_text(encoding="utf-8"))
+        super().__init__(path, cases={})
 
     def put_case(self, case: Case, measured: Mapping[str, Any]) -> dict[str, Any]:
         """Take a case's runs, sum them up, and write the file."""
@@ -32,17 +28,13 @@ class Results:
         top = _top(ordered)
         rest = {name: part for name, part in self.content.items() if name not in (*top, "cases")}
         self.content = top | {"cases": ordered} | rest
-        self._write()
+        self.write()
         return found
 
     def put_growth(self, growth: Mapping[str, Any]) -> None:
         """Take how cost grows, and write the file."""
         self.content["growth"] = growth
-        self._write()
-
-    def _write(self) -> None:
-        with whole_file(self.path) as partial:
-            partial.write_text(json.dumps(self.content, indent=1) + "\n", encoding="utf-8")
+        self.write()
 
 
 def summary(case: Case, measured: Mapping[str, Any]) -> dict[str, Any]:

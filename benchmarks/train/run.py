@@ -11,40 +11,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from cases import CASES, VARIANTS, Case, order
 from data import Data, get_data, token_counts
 from fedpdpo.client.machine import available_cores
-from fedpdpo.common.errors import FedPDPOError
 from growth import growth
 from job import Job
 from machine import QUIET, setting
 from measure import matmul_rate, rate_during, run_job
 from picture import draw
+from report import RESULTS, ROOT, console, exit_code
 from results import Results
 from table import growth_table, ratios_table
 
-ROOT = Path(__file__).parents[2]
 GROWTH = "growth"
 QUICK_PAIRS = 8
 PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "fedpdpo")
-
-console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 100)
 
 
 def main() -> int:
     """Run the command line; gives the exit code."""
     args = parsed()
-    try:
-        model = args.model or packaged_model()
-        bench(args, model.resolve())
-    except FedPDPOError as error:
-        console.print(f"bench-train: {error}", style="red", markup=False)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return exit_code(lambda: bench(args, (args.model or packaged_model()).resolve()))
 
 
 def parsed() -> argparse.Namespace:
@@ -69,7 +56,7 @@ def parsed() -> argparse.Namespace:
         "--quick", action="store_true", help="8 pairs and 1 epoch; OUT is runs/bench-train"
     )
     args = parser.parse_args()
-    args.out = args.out or ROOT / ("runs/bench-train" if args.quick else "benchmarks/results")
+    args.out = args.out or (ROOT / "runs" / "bench-train" if args.quick else RESULTS)
     return args
 
 

@@ -7,18 +7,14 @@ import sys
 
 import flwr as fl
 import numpy as np
-
-MAX_MESSAGE = 512 * 2**20
-TENSORS = 16
-RANK = 16
+from sizes import MAX_MESSAGE, TENSORS, shape
 
 
 class Client(fl.client.NumPyClient):
     """Gives what was made beforehand."""
 
     def __init__(self, mib):
-        self._delta = [np.full((RANK, mib * 2**20 // 4 // RANK // TENSORS), 1e-3, np.float32)]
-        self._delta *= TENSORS
+        self._delta = [np.full(shape(mib), 1e-3, np.float32)] * TENSORS
 
     def fit(self, parameters, config):  # noqa: ARG002, D102
         return self._delta, 10, {}

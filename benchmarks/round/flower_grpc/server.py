@@ -8,10 +8,7 @@ import time
 
 import flwr as fl
 import numpy as np
-
-MAX_MESSAGE = 512 * 2**20
-TENSORS = 16
-RANK = 16
+from sizes import MAX_MESSAGE, TENSORS, shape
 
 
 class Strategy(fl.server.strategy.FedAvg):
@@ -26,7 +23,7 @@ class Strategy(fl.server.strategy.FedAvg):
 
 if __name__ == "__main__":
     port, clients, mib, rounds = map(int, sys.argv[1:])
-    zeros = [np.zeros((RANK, mib * 2**20 // 4 // RANK // TENSORS), np.float32)] * TENSORS
+    zeros = [np.zeros(shape(mib), np.float32)] * TENSORS
     fl.server.start_server(
         server_address=f"127.0.0.1:{port}",
         config=fl.server.ServerConfig(num_rounds=rounds),

@@ -7,8 +7,7 @@ import numpy as np
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-TENSORS = 16
-RANK = 16
+from flower_round.sizes import TENSORS, shape
 
 app = ClientApp()
 
@@ -16,8 +15,8 @@ app = ClientApp()
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Answer with the delta."""
-    shape = (RANK, int(context.run_config["mib"]) * 2**20 // 4 // RANK // TENSORS)
+    mib = int(context.run_config["mib"])
     rng = np.random.default_rng(context.node_id)
-    delta = ArrayRecord([rng.random(shape, np.float32) for _ in range(TENSORS)])
+    delta = ArrayRecord([rng.random(shape(mib), np.float32) for _ in range(TENSORS)])
     content = RecordDict({"arrays": delta, "metrics": MetricRecord({"num-examples": 10})})
     return Message(content=content, reply_to=message)

@@ -8,8 +8,7 @@ from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
-TENSORS = 16
-RANK = 16
+from flower_round.sizes import TENSORS, shape
 
 app = ServerApp()
 
@@ -34,7 +33,7 @@ def main(grid: Grid, context: Context) -> None:
     """Run all rounds."""
     config = context.run_config
     clients = int(config["clients"])
-    shape = (RANK, int(config["mib"]) * 2**20 // 4 // RANK // TENSORS)
+    mib = int(config["mib"])
     rng = np.random.default_rng(0)
     Strategy(
         Path(str(config["ends"])),
@@ -43,6 +42,6 @@ def main(grid: Grid, context: Context) -> None:
         min_available_nodes=clients,
     ).start(
         grid=grid,
-        initial_arrays=ArrayRecord([rng.random(shape, np.float32) for _ in range(TENSORS)]),
+        initial_arrays=ArrayRecord([rng.random(shape(mib), np.float32) for _ in range(TENSORS)]),
         num_rounds=int(config["rounds"]),
     )
