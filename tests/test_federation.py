@@ -18,6 +18,7 @@ from fedpdpo.common.errors import (
     StorageFull,
 )
 from fedpdpo.common.layout import LoraLayout
+from fedpdpo.common.payload import Receiver
 from fedpdpo.common.table import status_table
 from fedpdpo.server import steps
 from fedpdpo.server.intake import Announced
@@ -240,6 +241,38 @@ def test_a_delta_still_on_its_way_when_its_round_is_averaged_is_late(new_world: 
         world.intake.accept(delta, receiver)
     assert world.adapter(1) == 2.0
     assert not [path for path in (world.folder / "deltas").rglob("*") if path.is_file()]
+
+
+def test_a_delta_that_could_not_be_kept_is_still_asked_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(world, "ada", "bea")
+
+    def full(_: Receiver) -> None:
+        raise StorageFull("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Receiver, "keep", full)
+        with pytest.raises(StorageFull):
+            world.push("ada", 1, 1.0)
+    assert world.task("ada") == Train(1)
+    world.push("ada", 1, 1.0)
+    assert world.task("ada") == Wait()
+    assert world.events.count("delta_received") == 1
+
+
+def test_deltas_that_cannot_be_put_aside_stop_nothing(world: World) -> None:
+    begin(world, "ada", "bea")
+    (world.folder / "deltas" / "useless").parent.mkdir(exist_ok=True)
+    (world.folder / "deltas" / "useless").touch()
+    world.push("ada", 1, 1.0)
+    world.push("bea", 1, 1.0)
+    world.settle()
+    assert world.adapter(1) == 1.0
+    assert world.store.delta_path(1, "ada").exists()
+    (world.folder / "deltas" / "useless").unlink()
+    world.reopen()
+    assert not world.store.delta_path(1, "ada").exists()
 
 
 def test_only_deltas_that_an_average_needs_are_kept(world: World) -> None:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from fedpdpo.common.errors import BadPayload, CutOff, StorageFull, TooLarge, WrongDigest
+from fedpdpo.common.header import Contents
 from fedpdpo.common.layout import LoraLayout
 from fedpdpo.common.payload import CHUNK_BYTES, Receiver, chunks_of, held_of
-from fedpdpo.common.tensorfile import Contents
 from serving import LAYOUT, small_disk, tensors
 
 CONTENT = save(tensors(1.0))

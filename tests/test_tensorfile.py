@@ -11,13 +11,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save, save_file
 
 from fedpdpo.common.errors import BadPayload
-from fedpdpo.common.tensorfile import (
-    Contents,
-    Inspector,
-    TensorReader,
-    check_file,
-    write_tensors,
-)
+from fedpdpo.common.header import Contents
+from fedpdpo.common.tensorfile import Inspector, TensorReader, check_file, write_tensors
 from serving import LAYOUT, tensors
 
 CONTENTS = Contents.of(LAYOUT)

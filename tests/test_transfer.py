@@ -14,9 +14,9 @@ from fedpdpo.client.outcome import TrainedRound, TrainingReport
 from fedpdpo.common import payload
 from fedpdpo.common.errors import Refused
 from fedpdpo.common.files import sha256_of
+from fedpdpo.common.header import Contents
 from fedpdpo.common.layout import LoraLayout
 from fedpdpo.common.payload import CHUNK_BYTES
-from fedpdpo.common.tensorfile import Contents
 from fedpdpo.server import intake
 from fedpdpo.v1.operator_pb2_grpc import OperatorServiceStub
 from processes import until

@@ -14,9 +14,10 @@ import numpy as np
 
 from fedpdpo.client.link import Link
 from fedpdpo.client.outcome import TrainedRound, TrainingReport
+from fedpdpo.common.header import Contents
 from fedpdpo.common.layout import LoraLayout
 from fedpdpo.common.metrics import Metrics
-from fedpdpo.common.tensorfile import Contents, write_tensors
+from fedpdpo.common.tensorfile import write_tensors
 
 TENSORS = 16
 RANK = 16

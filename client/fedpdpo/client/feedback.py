@@ -9,7 +9,8 @@ from pathlib import Path
 
 from fedpdpo.client.model.lora import SharedState
 from fedpdpo.common.encoding import DeltaFormat, decoder, encoded
-from fedpdpo.common.tensorfile import Array, Contents, TensorReader, write_tensors
+from fedpdpo.common.header import Contents
+from fedpdpo.common.tensorfile import Array, TensorReader, write_tensors
 
 RESIDUAL = "residual.safetensors"
 

@@ -15,9 +15,9 @@ import grpc
 
 from fedpdpo.common.errors import BadPayload, Stalled, WrongDigest
 from fedpdpo.common.frames import PULL, PUSH, Chunk, packed, parser
+from fedpdpo.common.header import Contents
 from fedpdpo.common.layout import LoraLayout
 from fedpdpo.common.payload import Receiver, chunks_of, held_of, pack, unpacked
-from fedpdpo.common.tensorfile import Contents
 from fedpdpo.v1 import federation_pb2 as pb
 from fedpdpo.v1 import payload_pb2
 

@@ -15,9 +15,9 @@ from fedpdpo.client.training.evaluation import evaluate
 from fedpdpo.client.training.local_round import num_pair_visits
 from fedpdpo.client.training.pairset import PairSet
 from fedpdpo.common.errors import BadState, Diverged, NotOpen
+from fedpdpo.common.header import Contents
 from fedpdpo.common.log import fields
 from fedpdpo.common.run import Run
-from fedpdpo.common.tensorfile import Contents
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,9 @@ from math import prod
 
 import numpy as np
 
+from fedpdpo.common.header import Contents, Spec
 from fedpdpo.common.layout import LoraLayout
-from fedpdpo.common.tensorfile import ALL, Array, Contents, Raw, Spec, TensorReader
+from fedpdpo.common.tensorfile import ALL, Array, Raw, TensorReader
 
 
 class Encoding(StrEnum):

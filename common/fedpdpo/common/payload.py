@@ -26,7 +26,8 @@ from fedpdpo.common.errors import (
 )
 from fedpdpo.common.files import space_checked, sync
 from fedpdpo.common.frames import Chunk
-from fedpdpo.common.tensorfile import Contents, Inspector
+from fedpdpo.common.header import Contents
+from fedpdpo.common.tensorfile import Inspector
 
 CHUNK_BYTES = 2**20
 

@@ -7,8 +7,7 @@ need memory for the whole adapter; these functions need it for one tensor or one
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpdpo.common.errors import BadPayload
-from fedpdpo.common.layout import LoraLayout
+from fedpdpo.common.header import LENGTH_BYTES, SIZES, Contents, Place, check_places, places_of
 
 Array = NDArray[np.float32]
 Raw = NDArray[Any]
@@ -25,66 +24,8 @@ Raw = NDArray[Any]
 #: All rows of a tensor.
 ALL = slice(None)
 
-_LENGTH_BYTES = 8
-_HEADER_BYTES_PER_TENSOR = 160
-
 #: How numpy reads the dtypes that a payload may hold. numpy has no bfloat16: it reads the bits.
 _READ = {"F32": "<f4", "BF16": "<u2", "I8": "<i1", "I32": "<i4"}
-_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I32": 4,
-          "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Spec:
-    """What a tensor must be. Numbers of an I32 tensor rise, from 0 on, and stay `below`."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    below: int = 0
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the tensor."""
-        return _SIZES[self.dtype] * prod(self.shape)
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What a payload must hold: its tensors by name, in the order in which they are written."""
-
-    specs: Mapping[str, Spec]
-
-    @classmethod
-    def of(cls, layout: LoraLayout) -> "Contents":
-        """The tensors of a layout as they are, in float32."""
-        return cls({name: Spec("F32", shape) for name, shape in layout.shapes})
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all tensors together, without a file header."""
-        return sum(spec.num_bytes for spec in self.specs.values())
-
-    @property
-    def max_header_bytes(self) -> int:
-        """No header of such a payload is longer than this."""
-        names = sum(len(name.encode()) for name in self.specs)
-        return names + _HEADER_BYTES_PER_TENSOR * (len(self.specs) + 16)
-
-    @property
-    def max_payload_bytes(self) -> int:
-        """No such payload is larger than this."""
-        return self.num_bytes + self.max_header_bytes
-
-
-@dataclass(frozen=True)
-class Place:
-    """A tensor of a file, and where its bytes lie."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
 
 
 class Inspector:
@@ -112,7 +53,7 @@ class Inspector:
         begin = self._at - len(data)
         while self._places and data:
             place = self._places[0]
-            item = _SIZES[place.dtype]
+            item = SIZES[place.dtype]
             size = min(place.end - begin, len(data)) // item * item
             self._check(place, np.frombuffer(data, _READ[place.dtype], size // item))
             begin, data = begin + size, data[size:]
@@ -145,92 +86,20 @@ class Inspector:
     def _take_header(self, head: bytearray, data: bytes | memoryview) -> bytes:
         """Take what belongs to the header; gives what follows it."""
         head += data
-        if len(head) < _LENGTH_BYTES:
+        if len(head) < LENGTH_BYTES:
             return b""
-        length = int.from_bytes(head[:_LENGTH_BYTES], "little")
+        length = int.from_bytes(head[:LENGTH_BYTES], "little")
         if not 2 <= length <= self._contents.max_header_bytes:
             raise BadPayload(
                 f"the payload is not a valid safetensors file: a header of {length} bytes"
             )
-        end = _LENGTH_BYTES + length
+        end = LENGTH_BYTES + length
         if len(head) < end:
             return b""
-        self._places = places_of(bytes(head[_LENGTH_BYTES:end]), begin=end)
+        self._places = places_of(bytes(head[LENGTH_BYTES:end]), begin=end)
         check_places(self._places, self._contents, num_bytes=self._num_bytes)
         self._head, self._at = None, end
         return bytes(head[end:])
-
-
-def places_of(header: bytes, *, begin: int) -> list[Place]:
-    """Where the tensors of a header lie, in the order of their bytes, which begin at `begin`.
-
-    Raises BadPayload where the header is malformed, or where tensors overlap or leave gaps.
-    """
-    try:
-        content = json.loads(header, object_pairs_hook=_unique)
-        content.pop("__metadata__", None)
-        places = sorted(
-            (_place(name, found, begin) for name, found in content.items()),
-            key=lambda place: (place.begin, place.end),
-        )
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise BadPayload(
-            f"the payload is not a valid safetensors file: {str(error)[:200]}"
-        ) from error
-    at = begin
-    for place in places:
-        if place.begin != at:
-            raise BadPayload(
-                f"the payload is not a valid safetensors file: {place.name[:200]} overlaps "
-                "another tensor or leaves a gap"
-            )
-        at = place.end
-    return places
-
-
-def check_places(places: Iterable[Place], contents: Contents, *, num_bytes: int) -> None:
-    """Check that a header names exactly the wanted tensors, and that the file ends with them.
-
-    Raises BadPayload, which names the first tensor that is wrong.
-    """
-    missing = dict(contents.specs)
-    end = 0
-    for place in places:
-        spec = missing.pop(place.name, None)
-        if spec is None:
-            raise BadPayload(f"the payload holds {place.name[:200]}, which the run's LoRA lacks")
-        if (place.dtype, place.shape) != (spec.dtype, spec.shape):
-            raise BadPayload(
-                f"the payload's {place.name} is {place.dtype} {list(place.shape)}, "
-                f"the run's is {spec.dtype} {list(spec.shape)}"
-            )
-        end = place.end
-    if missing:
-        raise BadPayload(f"the payload lacks {min(missing)}")
-    if end != num_bytes:
-        raise BadPayload(
-            f"the payload is not a valid safetensors file: its tensors end at byte {end} of "
-            f"{num_bytes}"
-        )
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name comes twice in its header")
-    return found
-
-
-def _place(name: str, found: dict[str, Any], begin: int) -> Place:
-    dtype, shape, (first, last) = found["dtype"], found["shape"], found["data_offsets"]
-    if dtype not in _SIZES:
-        raise ValueError(f"{name[:200]} has no known dtype")
-    sizes = [*shape, first, last]
-    if not all(type(size) is int and size >= 0 for size in sizes) or len(shape) > 8:
-        raise ValueError(f"{name[:200]} has a malformed shape or place")
-    if last - first != _SIZES[dtype] * prod(shape):
-        raise ValueError(f"{name[:200]} has {last - first} bytes for its shape {shape}")
-    return Place(name, dtype, tuple(shape), begin + first, begin + last)
 
 
 def check_file(path: Path, contents: Contents) -> bytes:
@@ -251,11 +120,11 @@ class TensorReader:
     def __init__(self, path: Path) -> None:
         self._path = path
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+            length = int.from_bytes(file.read(LENGTH_BYTES), "little")
             if length > path.stat().st_size:
                 raise BadPayload(f"{path} is no safetensors file")
             header = file.read(length)
-        found = places_of(header, begin=_LENGTH_BYTES + length)
+        found = places_of(header, begin=LENGTH_BYTES + length)
         self._places = {place.name: place for place in found}
 
     def __contains__(self, name: str) -> bool:
@@ -268,7 +137,7 @@ class TensorReader:
             raise BadPayload(f"{self._path} lacks {name}")
         first, last, _ = rows.indices(place.shape[0])
         shape = (last - first, *place.shape[1:])
-        begin = place.begin + first * _SIZES[place.dtype] * prod(place.shape[1:])
+        begin = place.begin + first * SIZES[place.dtype] * prod(place.shape[1:])
         found = np.fromfile(self._path, _READ[place.dtype], prod(shape), offset=begin)
         if len(found) != prod(shape):
             raise BadPayload(f"{self._path} ends within {name}")
@@ -287,8 +156,8 @@ def write_tensors(path: Path, contents: Contents, tensors: Iterable[tuple[str, R
         header[name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [at, end]}
         at = end
     packed = json.dumps(header, separators=(",", ":")).encode()
-    packed += b" " * (-len(packed) % _LENGTH_BYTES)
-    head = len(packed).to_bytes(_LENGTH_BYTES, "little") + packed
+    packed += b" " * (-len(packed) % LENGTH_BYTES)
+    head = len(packed).to_bytes(LENGTH_BYTES, "little") + packed
     digest = hashlib.sha256(head)
     with path.open("wb") as file:
         file.write(head)

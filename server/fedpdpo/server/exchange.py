@@ -62,7 +62,8 @@ class Exchange:
     def _adapter(self, client_id: str, version: int) -> tuple[AdapterRow, bool]:
         """A published adapter, and whether it goes by zstd."""
         with self._federation.reading() as ledger:
-            return ledger.adapter(version), ledger.client(client_id).zstd
+            client = ledger.client(client_id)
+            return ledger.adapter(version), client.zstd
 
     async def receive(
         self, delta: Announced, messages: AsyncIterator[pb.PushDeltaRequest | Chunk], context: Any

@@ -108,8 +108,9 @@ class Intake:
         if not 1 <= num_pairs <= _MAX_PAIRS or not views:
             raise BadRequest(f"an evaluation of {len(views)} views on {num_pairs} pairs")
         with federation.writing() as ledger:
-            federation.traffic.put_into(ledger.client(client_id))
+            client = ledger.client(client_id)
             ledger.adapter(version)
+            federation.traffic.put_into(client)
             ledger.once_durable.append(lambda stage: stage.note_measured(client_id, version))
             ledger.session.merge(
                 EvaluationRow(

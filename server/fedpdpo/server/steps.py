@@ -4,8 +4,9 @@ from collections.abc import Iterable, Sequence
 
 from fedpdpo.common.errors import BadPayload
 from fedpdpo.common.files import whole_file
+from fedpdpo.common.header import Contents
 from fedpdpo.common.layout import LoraLayout
-from fedpdpo.common.tensorfile import Array, Contents, write_tensors
+from fedpdpo.common.tensorfile import Array, write_tensors
 from fedpdpo.server.averaging import SpooledDelta, averaged
 from fedpdpo.server.federation import Federation
 from fedpdpo.server.ledger import Ledger

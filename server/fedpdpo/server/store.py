@@ -158,17 +158,18 @@ class Store:
     def put_aside(self, *, but: Collection[Path], from_round: int) -> None:
         """Make all deltas useless but some, and but what came of those from a round on.
 
-        That takes no time; `remove_useless` gives their space back, which does.
+        That takes no time; `remove_useless` gives their space back, which does. What a full disk
+        leaves where it is, the next call puts aside.
         """
-        self._useless.mkdir(parents=True, exist_ok=True)
-        for folder in self._useless.parent.glob("round-*"):
-            number = int(folder.name.removeprefix("round-"))
-            for path in list(folder.iterdir()):
-                coming = number >= from_round and path.name.startswith(".")
-                if path not in but and not coming:
-                    path.replace(self._useless / f"{number}{path.name}")
-            if number < from_round:
-                with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            self._useless.mkdir(parents=True, exist_ok=True)
+            for folder in self._useless.parent.glob("round-*"):
+                number = int(folder.name.removeprefix("round-"))
+                for path in list(folder.iterdir()):
+                    coming = number >= from_round and path.name.startswith(".")
+                    if path not in but and not coming:
+                        path.replace(self._useless / f"{number}{path.name}")
+                if number < from_round and not any(folder.iterdir()):
                     folder.rmdir()
 
     def remove_useless(self) -> None:

@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fedpdpo.common.errors import BadModel, BadPayload, BadState
+from fedpdpo.common.header import Contents
 from fedpdpo.common.layout import LoraLayout
 from fedpdpo.common.run import LoraSettings
-from fedpdpo.common.tensorfile import Contents, check_file
+from fedpdpo.common.tensorfile import check_file
 
 
 def with_lora(model: Any, settings: LoraSettings) -> Any:
