@@ -23,6 +23,11 @@ class Backbone:
     tokenizer_fingerprint: str
 
 
+#: On a CPU with bfloat16 instructions bitsandbytes packs a layer's weight when it is first used
+#: without gradients; such a layer passes no gradient back from then on.
+_PACKS_FOR_INFERENCE = "support_avx512bf16_for_cpu"
+
+
 def load_backbone(
     name: str,
     *,
@@ -62,6 +67,9 @@ def load_backbone(
     model.requires_grad_(False).eval()
     if quantize == "none":
         model.to(device)
+    for layer in model.modules():
+        if hasattr(layer, _PACKS_FOR_INFERENCE):
+            setattr(layer, _PACKS_FOR_INFERENCE, False)
     return Backbone(model, tokenizer, weights, tokenizer_fingerprint(tokenizer))
 
 
