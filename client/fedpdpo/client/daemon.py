@@ -29,6 +29,7 @@ from fedpdpo.client.training.crew import Crew
 from fedpdpo.client.training.optimizer import LocalOptimizer
 from fedpdpo.client.training.pairset import PairSet
 from fedpdpo.client.unfinished import Unfinished
+from fedpdpo.client.vault import Vault
 from fedpdpo.client.worker import Worker
 from fedpdpo.common.errors import BadState
 from fedpdpo.common.files import held
@@ -78,12 +79,14 @@ def _lead(
 ) -> None:
     settings, crew = process.settings, process.crew
     closing.enter_context(held(settings.state_dir))
-    state = ClientState(settings.state_dir, client_id=settings.client_id)
+    vault = Vault.of(settings.state_key, settings.state_key_file)
+    state = ClientState(settings.state_dir, client_id=settings.client_id, vault=vault)
     link = Link(
         settings.server,
         state.client_id,
         connect_timeout_s=settings.connect_timeout_s,
         stall_s=settings.stall_timeout_s,
+        access=settings,
     )
     closing.callback(link.close)
     run = link.get_run()
@@ -147,6 +150,7 @@ def _trainer(
         Unfinished(
             settings.state_dir / "unfinished",
             key=round_key(run, pairs, seed=seed, process=how),
+            vault=Vault.of(settings.state_key, settings.state_key_file),
         ),
         seed=seed,
         save_every_s=settings.save_every_s,

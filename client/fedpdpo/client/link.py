@@ -13,6 +13,7 @@ from typing import TypeVar
 import grpc
 from tenacity import RetryCallState, Retrying, wait_random_exponential
 
+from fedpdpo.client.channel import AccessSettings, open_channel
 from fedpdpo.client.outcome import TrainedRound
 from fedpdpo.client.transfer import Calls, Moved, pull, push
 from fedpdpo.common.encoding import DeltaFormat, Encoding
@@ -39,19 +40,17 @@ def _unseen(_: object) -> None:
     pass
 
 
+_BY_LOOPBACK = AccessSettings()
+
 _POLL_S = 30.0
 _MAX_WAIT_S = 20.0
 _CALL_S = 60.0
-_TRIES_IF_BROKEN = 5
+
+#: Failures that a few more tries may not meet: a fault of the server, a session that has ended.
+_TRIES = {grpc.StatusCode.INTERNAL: 5, grpc.StatusCode.UNAUTHENTICATED: 3}
 
 #: Failures of a transfer on this side that the next try may not meet.
 _PASSING = (WrongDigest, CutOff, Stalled)
-_OPTIONS = [
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-    ("grpc.max_reconnect_backoff_ms", 5_000),
-    ("grpc.http2.max_pings_without_data", 0),
-]
 
 
 class Link:
@@ -59,12 +58,19 @@ class Link:
 
     A server that cannot be reached is waited for: without end once the run was joined, and for
     `connect_timeout_s` before. A transfer on which nothing moved for `stall_s` is tried again.
-    Every other failure is raised as Refused with the server's words. `note` is told what is waited
+    Every other failure is raised as Refused with the server's words. Raises BadSettings as
+    `open_channel` does. `note` is told what is waited
     for, and with an empty text that it is over.
     """
 
     def __init__(
-        self, server: str, client_id: str, *, connect_timeout_s: float, stall_s: float
+        self,
+        server: str,
+        client_id: str,
+        *,
+        connect_timeout_s: float,
+        stall_s: float,
+        access: AccessSettings = _BY_LOOPBACK,
     ) -> None:
         self.note: Note = _unseen
         self.format = DeltaFormat()
@@ -74,7 +80,7 @@ class Link:
         self._client_id = client_id
         self._run_id = ""
         self._give_up_at: float | None = time.monotonic() + connect_timeout_s
-        self._channel = grpc.insecure_channel(server, options=_OPTIONS)
+        self._channel = open_channel(server, access)
         self._stub = FederationServiceStub(self._channel)
         self._calls = Calls(self._channel)
 
@@ -239,8 +245,7 @@ class Link:
         error = state.outcome.exception() if state.outcome else None
         if isinstance(error, grpc.RpcError):
             code = _code(error)
-            broken = code is grpc.StatusCode.INTERNAL and state.attempt_number < _TRIES_IF_BROKEN
-            if code not in RETRIED and not broken:
+            if code not in RETRIED and state.attempt_number >= _TRIES.get(code, 1):
                 return False
         elif not isinstance(error, _PASSING):
             return False

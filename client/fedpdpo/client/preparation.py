@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -123,12 +124,18 @@ def _model_key(policy: Policy, backbone: Backbone, settings: ClientSettings) -> 
 def trunk_cache(
     policy: Policy, backbone: Backbone, settings: ClientSettings, *, part: str
 ) -> TrunkCache | None:
-    """Where the trunk's states of a part lie; None for a policy without a trunk."""
-    if not policy.has_trunk:
+    """Where the trunk's states of a part lie; None for a policy without a trunk.
+
+    None too where the state is encrypted: these states tell the texts, and are read in place.
+    """
+    folder = settings.state_dir / f"trunk-{part}"
+    if settings.encrypts:
+        shutil.rmtree(folder, ignore_errors=True)
+    if settings.encrypts or not policy.has_trunk:
         return None
     key = f"{_model_key(policy, backbone, settings)} {policy.decoder.num_trunk_layers}"
     return TrunkCache(
-        settings.state_dir / f"trunk-{part}",
+        folder,
         key=key,
         hidden=policy.hidden_size,
         reads_last=policy.reads_last,

@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
+from fedpdpo.client.channel import AccessSettings
 from fedpdpo.common.settings import DaemonSettings
 
 
-class ClientSettings(DaemonSettings):
+class ClientSettings(AccessSettings, DaemonSettings):
     """Take part in a federated run: train on local preferences, send LoRA deltas only."""
 
     model_config = SettingsConfigDict(env_prefix="FEDPDPO_CLIENT_")
@@ -27,6 +28,12 @@ class ClientSettings(DaemonSettings):
         Path("fedpdpo-client-state"),
         description="folder of the private parts; start again to go on",
     )
+    state_key: SecretStr | None = Field(
+        None,
+        description="64 hexadecimal digits that encrypt the private parts; better in the "
+        "environment or a file than on the command line",
+    )
+    state_key_file: Path | None = Field(None, description="file that holds this key")
     client_id: str | None = Field(
         None, description="name in the run; by default made from the host's name and kept"
     )
@@ -77,3 +84,8 @@ class ClientSettings(DaemonSettings):
         ge=0,
         description="seconds to wait for a server not reached yet; once joined, it waits on",
     )
+
+    @property
+    def encrypts(self) -> bool:
+        """Whether private state is encrypted on disk."""
+        return self.state_key is not None or self.state_key_file is not None

@@ -2,8 +2,8 @@
 
     STATE_DIR/client.json                       the client's name and the run that it belongs to
     STATE_DIR/rounds/round-00003/               what round 3 left: all of it or none
-        private.safetensors                     head, bottleneck and reward head
-        optimizer.safetensors                   their moments
+        private.safetensors                     head, bottleneck and reward head, sealed with a key
+        optimizer.safetensors                   their moments, sealed too
         delta.safetensors                       the LoRA delta as it is sent
         residual.safetensors                    what its encoding left out, if it did
         state.json                              round, report and the digests of the others
@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fedpdpo.client.feedback import write_delta
 from fedpdpo.client.model.lora import SharedState
 from fedpdpo.client.outcome import TrainedRound, TrainingReport
+from fedpdpo.client.vault import Vault
 from fedpdpo.common.encoding import DeltaFormat
 from fedpdpo.common.errors import BadState
 from fedpdpo.common.files import sha256_of, whole_file, whole_folder
@@ -40,6 +40,7 @@ from fedpdpo.common.settings import explain
 _KEPT_ROUNDS = 2
 _PARTS = ("private", "optimizer", "delta")
 _EXACT = DeltaFormat()
+_PLAIN = Vault()
 
 
 class Identity(Closed):
@@ -72,8 +73,9 @@ class ClientState:
     Raises BadState where it belongs to another client or run, or is damaged.
     """
 
-    def __init__(self, folder: Path, *, client_id: str | None) -> None:
+    def __init__(self, folder: Path, *, client_id: str | None, vault: Vault = _PLAIN) -> None:
         self.folder = folder
+        self.vault = vault
         path = folder / "client.json"
         self.identity = Identity.read(path) if path.exists() else None
         known = self.identity.client_id if self.identity else None
@@ -120,8 +122,8 @@ class ClientState:
         folder = self.folder / "rounds" / f"round-{number:05d}"
         earlier = self._round_folders()
         with whole_folder(folder) as partial:
-            save_file(private.parameters, partial / "private.safetensors")
-            save_file(private.moments, partial / "optimizer.safetensors")
+            self.vault.save(private.parameters, partial / "private.safetensors")
+            self.vault.save(private.moments, partial / "optimizer.safetensors")
             write_delta(partial, delta, fmt, before=earlier[-1] if earlier else None)
             state = {
                 "round": number,
@@ -160,7 +162,8 @@ class ClientState:
                 before = f"; without {folder} it goes on from {kept[-1]}"
                 raise BadState(f"{path} is damaged or missing; restore it from a backup{before}")
         private = PrivateState(
-            load_file(folder / "private.safetensors"), load_file(folder / "optimizer.safetensors")
+            self.vault.load(folder / "private.safetensors"),
+            self.vault.load(folder / "optimizer.safetensors"),
         )
         return self._trained(folder, state), private
 

@@ -18,16 +18,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fedpdpo.client.training.local_round import Point
+from fedpdpo.client.vault import Vault
+from fedpdpo.common.errors import BadState
 from fedpdpo.common.files import sha256_of, whole_folder
 from fedpdpo.common.log import fields
 
 log = logging.getLogger(__name__)
 
 _PARTS = ("shared", "private", "optimizer")
+_PLAIN = Vault()
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,9 @@ class UnfinishedRound:
 class Unfinished:
     """The folder of the round that is being trained; it holds one saved step at most."""
 
-    def __init__(self, folder: Path, *, key: str) -> None:
+    def __init__(self, folder: Path, *, key: str, vault: Vault = _PLAIN) -> None:
         self._folder = folder
+        self._vault = vault
         self._key = key
 
     def save(self, number: int, state: UnfinishedRound, *, begun_from: str) -> None:
@@ -59,7 +62,7 @@ class Unfinished:
             for part, tensors in zip(
                 _PARTS, (state.shared, state.private, state.moments), strict=True
             ):
-                save_file(tensors, partial / f"{part}.safetensors")
+                self._vault.save(tensors, partial / f"{part}.safetensors")
             written = {
                 "key": self._key,
                 "begun_from": begun_from,
@@ -89,11 +92,11 @@ class Unfinished:
                                    reason="pairs, settings or adapter have changed"))  # fmt: skip
                 return None
             shared, private, moments = (
-                load_file(folder / f"{part}.safetensors") for part in _PARTS
+                self._vault.load(folder / f"{part}.safetensors") for part in _PARTS
             )
             point = Point(**state["point"])
             return UnfinishedRound(point, shared, private, moments, int(state["threads"]))
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError, BadState) as error:
             log.warning(fields("round_begins_anew", round=number, damaged=folder, error=error))
             return None
 

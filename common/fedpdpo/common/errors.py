@@ -6,6 +6,8 @@
     ├── BadModel           a backbone or tokenizer that cannot be loaded or used
     ├── BadState           a state directory that is damaged, foreign or in use
     ├── Diverged           local training that gave NaN or infinity
+    ├── NotIdentified      a caller whose certificate, token or session does not hold
+    ├── Forbidden          a call that is not this caller's to make
     ├── BadRequest         a message whose fields are malformed
     ├── BadPayload         a payload whose tensors, chunks or values are wrong
     │   ├── TooLarge       more bytes than the layout has
@@ -47,6 +49,14 @@ class BadState(FedPDPOError):
 
 class Diverged(FedPDPOError):
     """Local training that gave NaN or infinity; the state before it stays."""
+
+
+class NotIdentified(FedPDPOError):
+    """A caller whose certificate, token or session does not hold."""
+
+
+class Forbidden(FedPDPOError):
+    """A call that is not this caller's to make."""
 
 
 class BadRequest(FedPDPOError):

@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -30,16 +31,29 @@ from fedpdpo.common.header import Contents
 from fedpdpo.common.tensorfile import Inspector
 
 CHUNK_BYTES = 2**20
+_FIRST_BYTES = 2**17
+_LEAST_BYTES = 2**13
+_BRISK_S, _SLUGGISH_S = 0.5, 2.0
 
 
 def chunks_of(path: Path, *, begin: int = 0) -> Iterator[tuple[int, bytes]]:
-    """Cut a file from `begin` on into (offset, data) pieces of at most CHUNK_BYTES, in order."""
-    offset = begin
+    """Cut a file from `begin` on into (offset, data) pieces, in order.
+
+    A piece has CHUNK_BYTES at most, and fewer while the link takes them slowly, so that even there
+    one arrives every few seconds.
+    """
+    offset, size = begin, _FIRST_BYTES
     with path.open("rb") as file:
         file.seek(begin)
-        while data := file.read(CHUNK_BYTES):
+        while data := file.read(size):
+            sent_at_s = time.monotonic()
             yield offset, data
             offset += len(data)
+            took_s = time.monotonic() - sent_at_s
+            if took_s < _BRISK_S:
+                size = min(CHUNK_BYTES, 2 * size)
+            elif took_s > _SLUGGISH_S:
+                size = max(_LEAST_BYTES, size // 4)
 
 
 def pack(offset: int, data: bytes, *, zstd: bool) -> Chunk:
@@ -90,7 +104,7 @@ class Receiver:
             )
         self.path = path
         self.held = 0
-        self._part = part_of(path, sha256)
+        self.part = part_of(path, sha256)
         self._num_bytes = num_bytes
         self._sha256 = sha256
         self._contents = contents
@@ -107,9 +121,9 @@ class Receiver:
         with space_checked(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             for other in parts_of(self.path):
-                if other != self._part:
+                if other != self.part:
                     other.unlink(missing_ok=True)
-            self._file = self._part.open("a+b")
+            self._file = self.part.open("a+b")
         try:
             self._take_up()
         except BaseException:
@@ -170,7 +184,7 @@ class Receiver:
     def keep(self) -> None:
         """Give the finished file its name, durably. Raises StorageFull."""
         with space_checked(self.path):
-            self._part.replace(self.path)
+            self.part.replace(self.path)
             sync(self.path.parent)
 
     def __exit__(
@@ -183,7 +197,7 @@ class Receiver:
         with self._lock, contextlib.suppress(OSError):  # a full disk fails here again
             self._file.close()
         if useless:
-            self._part.unlink(missing_ok=True)
+            self.part.unlink(missing_ok=True)
 
 
 def part_of(path: Path, sha256: bytes) -> Path:

@@ -53,7 +53,8 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Beside the flags, the environment where it has a prefix, then the file's values."""
-        return (env_settings, init_settings) if cls.model_config.get("env_prefix") else ()
+        prefix = cls.model_config.get("env_prefix")
+        return (env_settings, init_settings) if prefix else (init_settings,)
 
 
 class DaemonSettings(Settings):
@@ -184,7 +185,11 @@ def _underscored(values: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def run_program(main: Any, argv: Sequence[str] | None, *, program: str) -> int:
-    """Run a command; one line to standard error and exit code 1 (2 for settings) on its errors."""
+    """Run a command; one line to standard error and exit code 1 (2 for settings) on its errors.
+
+    What it writes is for the user who runs it alone.
+    """
+    os.umask(0o077)
     try:
         main(sys.argv[1:] if argv is None else argv)
     except BadSettings as error:

@@ -8,6 +8,8 @@ from grpc_status import rpc_status
 from fedpdpo.common import errors
 
 _STATUSES: dict[type[errors.FedPDPOError], grpc.StatusCode] = {
+    errors.NotIdentified: grpc.StatusCode.UNAUTHENTICATED,
+    errors.Forbidden: grpc.StatusCode.PERMISSION_DENIED,
     errors.BadRequest: grpc.StatusCode.INVALID_ARGUMENT,
     errors.BadPayload: grpc.StatusCode.INVALID_ARGUMENT,
     errors.TooLarge: grpc.StatusCode.OUT_OF_RANGE,

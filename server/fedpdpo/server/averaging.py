@@ -37,16 +37,20 @@ _BLOCK = 2**16
 
 @dataclass(frozen=True)
 class SpooledDelta:
-    """A delta on disk and what it weighs: its pairs, less where its adapter was old."""
+    """A delta on disk, what it weighs, and what it is multiplied by.
+
+    It weighs as much as its pairs, less where its adapter was old.
+    """
 
     path: Path
     weight: float
+    scale: float = 1.0
 
 
 def initial_adapter(layout: LoraLayout, *, seed: int) -> Iterator[tuple[str, Array]]:
     """The first adapter: A uniform in +-1/sqrt(fan_in), B zero, so that LoRA adds nothing yet."""
     rng = np.random.default_rng(seed)
-    for window in _windows(layout):
+    for window in windows(layout):
         for name, _, shape in window:
             if name.endswith(".lora_B.weight"):
                 yield name, np.zeros(shape, np.float32)
@@ -66,7 +70,7 @@ def averaged(
     present = TensorReader(adapter)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         ahead: deque[Future[list[tuple[str, Array]]]] = deque()
-        for window in _windows(layout):
+        for window in windows(layout):
             ahead.append(pool.submit(_window, present, deltas, layout, window, server_lr))
             if len(ahead) == _AT_ONCE:
                 yield from ahead.popleft().result()
@@ -82,13 +86,14 @@ def _window(
     server_lr: float,
 ) -> list[tuple[str, Array]]:
     """These pieces of the next adapter."""
-    total_weight = sum(delta.weight for delta in deltas) or 1.0
+    counting = [delta for delta in deltas if delta.scale]
+    total_weight = sum(delta.weight for delta in counting) or 1.0
     sums = [np.zeros(shape, np.float64) for _, _, shape in window]
-    for delta in deltas:
+    for delta in counting:
         read = decoder(TensorReader(delta.path), layout)
         for (name, rows, _), total in zip(window, sums, strict=True):
             for part, values in _blocks(total, read(name, rows)):
-                part += values.astype(np.float64) * delta.weight
+                part += values.astype(np.float64) * (delta.weight * delta.scale)
     done = []
     for (name, rows, _), total in zip(window, sums, strict=True):
         following = present.read(name, rows)
@@ -111,7 +116,7 @@ def _blocks(total: Exact, values: Array) -> Iterator[tuple[Exact, Array]]:
         yield flat[begin : begin + _BLOCK], numbers[begin : begin + _BLOCK]
 
 
-def _windows(layout: LoraLayout) -> Iterator[list[Piece]]:
+def windows(layout: LoraLayout) -> Iterator[list[Piece]]:
     """The layout in its order, in windows of at most _WINDOW numbers, or of one row."""
     window: list[Piece] = []
     size = 0

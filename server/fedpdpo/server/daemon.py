@@ -6,36 +6,23 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 
-import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 from rich.live import Live
 
-from fedpdpo.common.errors import BadSettings, StorageFull
+from fedpdpo.common.errors import StorageFull
 from fedpdpo.common.files import held
 from fedpdpo.common.log import console, fields
 from fedpdpo.common.table import status_table
 from fedpdpo.server.changes import Changes
+from fedpdpo.server.endpoint import Endpoint
 from fedpdpo.server.federation import Federation
-from fedpdpo.server.federation_service import FederationService
-from fedpdpo.server.interceptor import StatusInterceptor
-from fedpdpo.server.operator_service import OperatorService
 from fedpdpo.server.settings import ServerSettings
 from fedpdpo.server.status import status
 from fedpdpo.server.steps import step
 from fedpdpo.server.store import Store
-from fedpdpo.v1 import federation_pb2, operator_pb2
-from fedpdpo.v1.federation_pb2_grpc import add_FederationServiceServicer_to_server
-from fedpdpo.v1.operator_pb2_grpc import add_OperatorServiceServicer_to_server
 
 log = logging.getLogger(__name__)
 
 _TICK_S = 1.0
-_GRACE_S = 2.0
-_SERVICES = (
-    federation_pb2.DESCRIPTOR.services_by_name["FederationService"].full_name,
-    operator_pb2.DESCRIPTOR.services_by_name["OperatorService"].full_name,
-)
 
 
 async def serve(
@@ -62,54 +49,18 @@ async def serve(
             notify=changes.ring,
             turned=turns.ring,
         )
-        server, healthy, port = await _listening(
-            FederationService(federation, turns), OperatorService(federation, changes), settings
-        )
-        await server.start()
-        started(port)
+        endpoint = await Endpoint.open(settings, federation, changes=changes, turns=turns)
+        started(endpoint.port)
         log.info(
-            fields("serving", address=f"{settings.host}:{port}", run=federation.run.run_id,
+            fields("serving", address=f"{settings.host}:{endpoint.port}", run=federation.run.run_id,
                    model=settings.model, state_dir=settings.state_dir)
         )  # fmt: skip
         try:
             with _shown(federation) as show:
                 await _drive(federation, changes, stopping, show)
         finally:
-            await healthy.enter_graceful_shutdown()
-            await server.stop(_GRACE_S)
+            await endpoint.close()
             log.info(fields("server_stopped", state_dir=settings.state_dir))
-
-
-async def _listening(
-    for_clients: FederationService, for_operators: OperatorService, settings: ServerSettings
-) -> tuple[grpc.aio.Server, health.aio.HealthServicer, int]:
-    server = grpc.aio.server(
-        interceptors=[StatusInterceptor()],
-        options=[
-            ("grpc.so_reuseport", 0),
-            ("grpc.http2.min_recv_ping_interval_without_data_ms", 20_000),
-            ("grpc.keepalive_permit_without_calls", 1),
-        ],
-    )
-    add_FederationServiceServicer_to_server(for_clients, server)
-    add_OperatorServiceServicer_to_server(for_operators, server)
-    healthy = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
-    reflection.enable_server_reflection(
-        [*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], server
-    )
-    for name in ("", *_SERVICES):
-        await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
-    address = f"{settings.host}:{settings.port}"
-    try:
-        port = server.add_insecure_port(address)
-    except RuntimeError as error:
-        raise BadSettings(
-            f"cannot listen on {address}; is the port in use? choose another --port"
-        ) from error
-    if settings.host not in ("127.0.0.1", "localhost", "::1"):
-        log.warning(fields("unencrypted", address=address, advice="use only on a trusted network"))
-    return server, healthy, port
 
 
 async def _drive(

@@ -1,25 +1,23 @@
 """Payloads at the wire: adapters go out, deltas come in, both from where they were cut off.
 
-Deadlines are on progress: a transfer is given up when nothing moved for `stall_timeout_s`, however
-long the whole takes.
+Deadlines are on progress, however long the whole takes.
 """
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator
+from typing import Any
 
-from fedpdpo.common.errors import AlreadyPushed, BadPayload, BadRequest, Stalled
+from fedpdpo.common.errors import AlreadyPushed, BadPayload, BadRequest
 from fedpdpo.common.frames import Chunk
 from fedpdpo.common.payload import Receiver, chunks_of, pack, unpacked
 from fedpdpo.server.federation import Federation
 from fedpdpo.server.intake import Announced, Intake
+from fedpdpo.server.progress import Progress
 from fedpdpo.server.store import AdapterRow
 from fedpdpo.server.transfers import Transfers
 from fedpdpo.v1 import federation_pb2 as pb
 from fedpdpo.v1 import payload_pb2
-
-T = TypeVar("T")
 
 _PATIENCE_S = 15.0
 
@@ -30,7 +28,6 @@ class Exchange:
     def __init__(self, federation: Federation, intake: Intake) -> None:
         self._federation = federation
         self._intake = intake
-        self._stall_s = federation.settings.stall_timeout_s
         self._transfers = Transfers(
             at_once=federation.settings.max_transfers,
             patience_s=_PATIENCE_S,
@@ -50,13 +47,15 @@ class Exchange:
             begin = 0
         path = self._federation.store.adapter_path(version)
         async with self._transfers.turn(client_id):
+            progress = self._progress()
             header = payload_pb2.PayloadHeader(num_bytes=row.num_bytes, sha256=row.sha256)
-            await self._moves(context.write(pb.PullAdapterResponse(header=header)))
+            await progress.step(context.write(pb.PullAdapterResponse(header=header)))
             for offset, data in chunks_of(path, begin=begin):
                 chunk = Chunk(offset, data)
                 if zstd:
                     chunk = await asyncio.to_thread(pack, offset, data, zstd=True)
-                await self._moves(context.write(chunk))
+                await progress.step(context.write(chunk))
+                progress.passed(len(data))
                 self._federation.traffic.sent(client_id, len(chunk.data))
 
     def _adapter(self, client_id: str, version: int) -> tuple[AdapterRow, bool]:
@@ -93,24 +92,26 @@ class Exchange:
         messages: AsyncIterator[pb.PushDeltaRequest | Chunk],
         context: Any,
     ) -> None:
+        progress = self._progress()
+
         async def tell() -> None:
             held = payload_pb2.PayloadHeld(num_bytes=receiver.held, sha256=delta.sha256)
-            await self._moves(context.write(pb.PushDeltaResponse(held=held)))
+            await progress.step(context.write(pb.PushDeltaResponse(held=held)))
 
         await tell()
-        while (message := await self._moves(anext(messages, None))) is not None:
+        while (message := await progress.step(anext(messages, None))) is not None:
             if not isinstance(message, Chunk):
                 raise BadPayload("a delta has one header; chunks follow it")
+            progress.passed(len(message.data))
             self._federation.traffic.received(delta.client_id, len(message.data))
             if await asyncio.to_thread(_written, receiver, message):
                 await tell()
 
-    async def _moves(self, step: Awaitable[T]) -> T:
-        try:
-            async with asyncio.timeout(self._stall_s):
-                return await step
-        except TimeoutError:
-            raise Stalled(f"nothing moved for {self._stall_s:g} s; go on from there") from None
+    def _progress(self) -> Progress:
+        settings = self._federation.settings
+        return Progress(
+            patience_s=settings.stall_timeout_s, least_bytes_per_s=settings.min_bytes_per_s
+        )
 
 
 def _written(receiver: Receiver, chunk: Chunk) -> bool:

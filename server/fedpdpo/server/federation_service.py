@@ -4,13 +4,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-from fedpdpo.common.errors import BadPayload, BadRequest
+from fedpdpo.common.errors import BadPayload, BadRequest, Stalled
 from fedpdpo.common.frames import Chunk
 from fedpdpo.common.layout import LoraLayout
 from fedpdpo.common.metrics import Metrics
 from fedpdpo.common.run import check_client_id
 from fedpdpo.common.wire import run_to_message
 from fedpdpo.server import membership
+from fedpdpo.server.access import check_speaks_for
 from fedpdpo.server.changes import Changes
 from fedpdpo.server.exchange import Exchange
 from fedpdpo.server.federation import Federation
@@ -33,8 +34,10 @@ class FederationService(FederationServiceServicer):
         self._turns = turns
 
     def _known(self, request: Any) -> str:
+        client_id = check_client_id(request.client_id)
+        check_speaks_for(client_id)
         self._federation.check_run(request.run_id)
-        return check_client_id(request.client_id)
+        return client_id
 
     async def GetRun(self, request: pb.GetRunRequest, context: Any) -> pb.GetRunResponse:
         """The run."""
@@ -87,7 +90,11 @@ class FederationService(FederationServiceServicer):
         self, request_iterator: AsyncIterator[pb.PushDeltaRequest | Chunk], context: Any
     ) -> None:
         """Take a delta: header, then the chunks that are not here yet."""
-        first = await anext(request_iterator, None)
+        try:
+            async with asyncio.timeout(self._federation.settings.stall_timeout_s):
+                first = await anext(request_iterator, None)
+        except TimeoutError:
+            raise Stalled("no header came") from None
         if not isinstance(first, pb.PushDeltaRequest) or first.WhichOneof("part") != "header":
             raise BadPayload("a delta begins with its header")
         header = first.header

@@ -1,11 +1,13 @@
 """What clients send: deltas and evaluations, checked, then kept durably."""
 
+import contextlib
 import math
 from dataclasses import asdict, dataclass
 
 from fedpdpo.common.errors import AlreadyPushed, BadRequest, NotOpen
 from fedpdpo.common.metrics import Metrics
 from fedpdpo.common.payload import Receiver
+from fedpdpo.server.admission import norm_of
 from fedpdpo.server.federation import Federation
 from fedpdpo.server.ledger import Ledger
 from fedpdpo.server.membership import format_of
@@ -41,8 +43,9 @@ class Intake:
         Raises NotFound, NotOpen, AlreadyPushed, BadRequest, TooLarge or BadPayload.
         """
         federation = self._federation
-        if not 1 <= delta.num_pairs <= _MAX_PAIRS:
-            raise BadRequest(f"a delta of {delta.num_pairs} pairs; 1 to {_MAX_PAIRS} are possible")
+        most = federation.settings.max_pairs
+        if not 1 <= delta.num_pairs <= most:
+            raise BadRequest(f"a delta of {delta.num_pairs} pairs; this run takes 1 to {most}")
         if not all(math.isfinite(value) for value in delta.report.values()):
             raise BadRequest("the training report holds NaN or infinity")
         with federation.reading() as ledger:
@@ -65,6 +68,9 @@ class Intake:
         """
         federation = self._federation
         received.finish()
+        norm = math.inf
+        with contextlib.suppress(FileNotFoundError):  # put aside by now, and late
+            norm = norm_of(received.part, federation.run.layout)
         with federation.writing() as ledger:
             counts_in = _counts_in(federation, ledger, delta)
             if counts_in is None:
@@ -84,6 +90,7 @@ class Intake:
                     num_pairs=delta.num_pairs,
                     num_bytes=delta.num_bytes,
                     sha256=delta.sha256,
+                    norm=norm,
                     report=delta.report,
                 )
             )
@@ -94,6 +101,7 @@ class Intake:
                 counts_in=counts_in,
                 pairs=delta.num_pairs,
                 loss=delta.report.get("loss", 0.0),
+                norm=norm,
             )
         return False
 

@@ -1,4 +1,4 @@
-"""Turns the errors of the domain into gRPC statuses, for every RPC in one place."""
+"""The gate of every call: who may make it, and which status an error becomes."""
 
 import logging
 from collections.abc import Awaitable, Callable
@@ -7,10 +7,11 @@ from typing import Any
 import grpc
 from grpc.aio import ServerInterceptor
 
-from fedpdpo.common.errors import FedPDPOError
+from fedpdpo.common.errors import Busy, FedPDPOError
 from fedpdpo.common.frames import PULL, PUSH, packed, parser
 from fedpdpo.common.log import fields
 from fedpdpo.common.statuses import status_of, trailers_of
+from fedpdpo.server.access import Access
 from fedpdpo.v1 import federation_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -21,13 +22,16 @@ _PACKERS = {PULL: packed}
 _MAX_DETAILS_CHARS = 600  # more would not fit the trailers, and become another status
 
 
-class StatusInterceptor(ServerInterceptor):
-    """A FedPDPOError becomes its status with its message; any other error becomes INTERNAL.
+class Gate(ServerInterceptor):
+    """Lets in the calls that `access` admits, and turns errors into statuses.
 
-    Chunks go past the generated classes.
-
-    Every handler is a coroutine; one that streams its answer writes to the context.
+    A FedPDPOError becomes its status with its message; any other error becomes INTERNAL. Chunks go
+    past the generated classes. Every handler is a coroutine; one that streams its answer writes to
+    the context.
     """
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
 
     async def intercept_service(
         self,
@@ -52,15 +56,16 @@ class StatusInterceptor(ServerInterceptor):
             or handler.stream_stream
         )
         return make(
-            _guarded(inner, method),
+            _guarded(inner, method, self._access),
             request_deserializer=_PARSERS.get(method, handler.request_deserializer),
             response_serializer=_PACKERS.get(method, handler.response_serializer),
         )
 
 
-def _guarded(inner: Any, method: str) -> Callable[[Any, Any], Awaitable[Any]]:
+def _guarded(inner: Any, method: str, access: Access) -> Callable[[Any, Any], Awaitable[Any]]:
     async def answer(request: Any, context: Any) -> Any:
         try:
+            access.admit(method, context)
             return await inner(request, context)
         except Exception as error:
             return await _abort(context, error, method)
@@ -73,7 +78,8 @@ async def _abort(context: Any, error: Exception, method: str) -> None:
         raise error
     if isinstance(error, FedPDPOError):
         reason = str(error)[:_MAX_DETAILS_CHARS]
-        log.warning(fields("refused", method=method.rpartition("/")[2], reason=reason))
+        level = logging.DEBUG if isinstance(error, Busy) else logging.WARNING
+        log.log(level, fields("refused", method=method.rpartition("/")[2], reason=reason))
         await context.abort(status_of(error), reason, trailers_of(error, reason))
     log.error(fields("failed", method=method, error=repr(error)), exc_info=error)
     await context.abort(grpc.StatusCode.INTERNAL, "the server failed; its log says why")

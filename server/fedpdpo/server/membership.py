@@ -4,7 +4,8 @@ import re
 from dataclasses import dataclass
 
 from fedpdpo.common.encoding import DeltaFormat, Encoding
-from fedpdpo.common.errors import BadRequest, Mismatch, NotFound
+from fedpdpo.common.errors import BadRequest, Forbidden, Mismatch, NotFound
+from fedpdpo.common.header import Contents
 from fedpdpo.common.layout import LoraLayout
 from fedpdpo.common.run import Run
 from fedpdpo.server.averaging import initial_adapter
@@ -14,7 +15,6 @@ from fedpdpo.server.settings import ServerSettings
 from fedpdpo.server.steps import write_adapter
 from fedpdpo.server.store import ClientRow
 
-_MAX_PAIRS = 10**9
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
 
@@ -35,9 +35,6 @@ class Newcomer:
     zstd: bool = False
 
     def __post_init__(self) -> None:
-        for what, count in (("training", self.num_train_pairs), ("held-out", self.num_eval_pairs)):
-            if not 1 <= count <= _MAX_PAIRS:
-                raise BadRequest(f"{count} {what} pairs; 1 to {_MAX_PAIRS} are possible")
         for fingerprint in (self.backbone_fingerprint, self.tokenizer_fingerprint):
             if not _FINGERPRINT.fullmatch(fingerprint):
                 raise BadRequest(f"the fingerprint {fingerprint[:80]!r} is not 64 hex digits")
@@ -67,8 +64,9 @@ def join(federation: Federation, client: Newcomer) -> tuple[Run, ClientRow]:
         entering = federation.writing if run.lora_layout else federation.turning
         with entering() as ledger:
             row = ledger.session.get(ClientRow, client.client_id)
-            if row is None and federation.stage.ended:
-                raise Mismatch(f"run {run.run_id} has ended; ask its operator for another")
+            if row is None:
+                _check_room(federation)
+            _check_pairs(client, most=federation.settings.max_pairs)
             if not run.lora_layout:
                 run = _fixed(federation, ledger, client)
             _check_same(run, client)
@@ -86,7 +84,23 @@ def join(federation: Federation, client: Newcomer) -> tuple[Run, ClientRow]:
     return run, row
 
 
+def _check_room(federation: Federation) -> None:
+    if federation.stage.ended:
+        raise Mismatch(f"run {federation.run.run_id} has ended; ask its operator for another")
+    if len(federation.stage.joined | federation.stage.left) >= federation.settings.max_clients:
+        raise Forbidden(f"the run has its {federation.settings.max_clients} clients")
+
+
+def _check_pairs(client: Newcomer, *, most: int) -> None:
+    for what, count in (("training", client.num_train_pairs), ("held-out", client.num_eval_pairs)):
+        if not 1 <= count <= most:
+            raise BadRequest(f"{count} {what} pairs; this run takes 1 to {most}")
+
+
 def _fixed(federation: Federation, ledger: Ledger, client: Newcomer) -> Run:
+    size, most = Contents.of(client.layout).num_bytes, federation.settings.max_adapter_mib
+    if size > most * 2**20:
+        raise BadRequest(f"an adapter of {size} bytes; this run takes {most} MiB at most")
     specs = [{"name": name, "shape": shape} for name, shape in client.layout.shapes]
     fixed = {
         "backbone_fingerprint": client.backbone_fingerprint,

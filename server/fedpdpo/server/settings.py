@@ -18,11 +18,28 @@ class ServerSettings(DaemonSettings):
 
     host: str = Field(
         "127.0.0.1",
-        description="address to listen on; 0.0.0.0 lets other machines in, unencrypted",
+        description="address to listen on; 0.0.0.0 lets other machines in, which needs --tls",
     )
     port: int = Field(50051, ge=0, le=65535, description="port to listen on; 0 picks a free one")
     state_dir: Path = Field(
         Path("fedpdpo-server-state"), description="folder that keeps the run; start again to go on"
+    )
+    tls: Path | None = Field(
+        None,
+        description="folder with ca.crt, tls.crt and tls.key; callers need a certificate of that "
+        "CA, and none that its crl.pem revokes",
+    )
+    tokens: Path | None = Field(
+        None, description="file of enrolment tokens (fedpdpo token); with it callers need a token"
+    )
+    session_s: float = Field(
+        900.0, gt=0, description="seconds after which a caller's token is asked for again"
+    )
+    insecure: bool = Field(
+        False, description="let other machines in without TLS: anyone may do anything"
+    )
+    calls_per_s: float = Field(
+        50.0, gt=0, description="calls a second that one caller may make, ten times that at once"
     )
     model: str = Field(
         "HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -83,6 +100,25 @@ class ServerSettings(DaemonSettings):
     )
     topk_share: float = Field(0.01, gt=0, le=1, description="share of the numbers that topk sends")
     zstd: bool = Field(False, description="compress adapters and deltas on their way")
+    max_clients: int = Field(10_000, ge=1, description="clients that may join the run")
+    max_pairs: int = Field(
+        1_000_000, ge=1, le=10**9, description="pairs that a client may say it has; its weight"
+    )
+    max_adapter_mib: int = Field(
+        8192, ge=1, description="size of the adapter that the first client's backbone may ask for"
+    )
+    norm_bound: float = Field(
+        3.0,
+        ge=0,
+        description="how many times the round's median norm a delta may have, where there are "
+        "three or more; 0: any",
+    )
+    over_bound: Literal["clip", "refuse"] = Field(
+        "clip", description="a delta over that bound: scale it down to the bound, or leave it out"
+    )
+    min_bytes_per_s: float = Field(
+        1024.0, ge=0, description="slowest transfer that is not given up, over --stall-timeout-s"
+    )
     server_lr: float = Field(1.0, gt=0, le=10, description="step eta along the mean delta")
     seed: int = Field(0, ge=0, lt=2**63, description="seeds sampling and the first adapter")
     lora: LoraSettings = LoraSettings()

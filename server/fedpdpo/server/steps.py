@@ -7,6 +7,7 @@ from fedpdpo.common.files import whole_file
 from fedpdpo.common.header import Contents
 from fedpdpo.common.layout import LoraLayout
 from fedpdpo.common.tensorfile import Array, write_tensors
+from fedpdpo.server.admission import scales
 from fedpdpo.server.averaging import SpooledDelta, averaged
 from fedpdpo.server.federation import Federation
 from fedpdpo.server.ledger import Ledger
@@ -76,13 +77,25 @@ def _close(federation: Federation, ledger: Ledger, opened: RoundRow) -> None:
 
 
 def _spooled(federation: Federation, ledger: Ledger, number: int) -> list[SpooledDelta]:
-    power = federation.settings.staleness_power
+    settings, rows = federation.settings, ledger.deltas(number)
+    factors, most = scales(
+        [row.norm for row in rows], bound=settings.norm_bound, over=settings.over_bound
+    )
+    for row, scale in zip(rows, factors, strict=True):
+        if scale < 1:
+            kind = "delta_clipped" if scale else "delta_refused"
+            ledger.record(kind, round=number, client=row.client_id, norm=row.norm, bound=most)
+            federation.presence.refused(
+                row.client_id, f"a delta of norm {row.norm:.3g}, {most:.3g} is the bound"
+            )
     return [
         SpooledDelta(
             federation.store.delta_path(row.round_number, row.client_id),
-            row.num_pairs * staleness_weight(number - row.round_number, power=power),
+            row.num_pairs
+            * staleness_weight(number - row.round_number, power=settings.staleness_power),
+            scale,
         )
-        for row in ledger.deltas(number)
+        for row, scale in zip(rows, factors, strict=True)
     ]
 
 

@@ -86,6 +86,7 @@ class DeltaRow(Row):
     num_pairs: Mapped[int]
     num_bytes: Mapped[int]
     sha256: Mapped[bytes]
+    norm: Mapped[float]
     report: Mapped[dict[str, Any]]
 
 

@@ -9,18 +9,13 @@ from typing import Any, Literal
 from pydantic import Field
 from rich.console import Console
 
-from fedpdpo.client.tool import operator
+from fedpdpo.client.tool import certs, operator
+from fedpdpo.client.tool.operator import ServerAddress
 from fedpdpo.common.errors import BadSettings
 from fedpdpo.common.settings import Settings, load_settings, nearest, run_program
 from fedpdpo.common.version import __version__
 
 PROGRAM = "fedpdpo"
-
-
-class ServerAddress(Settings):
-    """Ask a running server."""
-
-    server: str = Field("localhost:50051", description="address of the server, as host:port")
 
 
 class EventSettings(ServerAddress):
@@ -36,6 +31,9 @@ class ExportSettings(Settings):
         Path("fedpdpo-client-state"), description="state directory of the client"
     )
     out: Path = Field(description="folder to write; it must not be there yet")
+    state_key_file: Path | None = Field(
+        None, description="file with the key that encrypts the state directory's private parts"
+    )
 
 
 class ModelSettings(Settings):
@@ -83,8 +81,9 @@ def _eval(settings: EvalSettings, console: Console) -> None:
 
 def _export(settings: ExportSettings, console: Console) -> None:
     from fedpdpo.client.tool.personal import export
+    from fedpdpo.client.vault import Vault
 
-    export(settings.state_dir, settings.out)
+    export(settings.state_dir, settings.out, Vault.of(None, settings.state_key_file))
     console.print(f"wrote {settings.out}; try: fedpdpo chat --model-dir {settings.out}")
 
 
@@ -95,13 +94,17 @@ class _Command:
 
 
 COMMANDS = {
-    "status": _Command(ServerAddress, lambda s, c: operator.show_status(s.server, c)),
-    "events": _Command(
-        EventSettings, lambda s, c: operator.show_events(s.server, c, follow=s.follow)
-    ),
-    "pause": _Command(ServerAddress, lambda s, _: operator.pause(s.server)),
-    "resume": _Command(ServerAddress, lambda s, _: operator.resume(s.server)),
-    "stop": _Command(ServerAddress, lambda s, _: operator.stop(s.server)),
+    "status": _Command(ServerAddress, operator.show_status),
+    "events": _Command(EventSettings, lambda s, c: operator.show_events(s, c, follow=s.follow)),
+    "pause": _Command(ServerAddress, lambda s, _: operator.pause(s)),
+    "resume": _Command(ServerAddress, lambda s, _: operator.resume(s)),
+    "stop": _Command(ServerAddress, lambda s, _: operator.stop(s)),
+    "certs init": _Command(certs.InitSettings, certs.init),
+    "certs server": _Command(certs.ServerCertificate, certs.server),
+    "certs client": _Command(certs.HolderCertificate, certs.client),
+    "certs operator": _Command(certs.HolderCertificate, certs.operator),
+    "certs revoke": _Command(certs.RevokeSettings, certs.revoke),
+    "token": _Command(certs.TokenSettings, certs.token),
     "export": _Command(ExportSettings, _export),
     "chat": _Command(ChatSettings, _chat),
     "eval": _Command(EvalSettings, _eval),
@@ -116,6 +119,14 @@ a run, asked from its server:
   pause    let no further round open
   resume   let rounds open again
   stop     end the run with its last published adapter
+
+who may come in, on the operator's machine:
+  certs init       make a certificate authority
+  certs server     issue the server's certificate
+  certs client     issue a client's certificate
+  certs operator   issue an operator's certificate
+  certs revoke     revoke a client's or an operator's certificates
+  token            make an enrolment token, where clients have no certificates
 
 a personal model, on the client's own machine:
   export   write it to a folder that loads
@@ -139,6 +150,8 @@ def _run(argv: Sequence[str]) -> None:
     if name == "--version":
         sys.stdout.write(f"{PROGRAM} {__version__}\n")
         return
+    if rest and f"{name} {rest[0]}" in COMMANDS:
+        name, *rest = f"{name} {rest[0]}", *rest[1:]
     if name not in COMMANDS:
         raise BadSettings(
             f"there is no command {name}{nearest(name, COMMANDS)}; fedpdpo --help lists them"

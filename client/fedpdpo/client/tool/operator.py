@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import grpc
+from pydantic import Field
 from rich.console import Console
 
+from fedpdpo.client.channel import AccessSettings, open_channel
 from fedpdpo.common.errors import Refused
 from fedpdpo.common.table import status_table
 from fedpdpo.v1 import operator_pb2 as pb
@@ -15,24 +17,30 @@ from fedpdpo.v1.operator_pb2_grpc import OperatorServiceStub
 _CALL_S = 10.0
 
 
+class ServerAddress(AccessSettings):
+    """Ask a running server."""
+
+    server: str = Field("localhost:50051", description="address of the server, as host:port")
+
+
 @contextmanager
-def _operator(server: str) -> Iterator[OperatorServiceStub]:
-    with grpc.insecure_channel(server) as channel:
+def _operator(to: ServerAddress) -> Iterator[OperatorServiceStub]:
+    with open_channel(to.server, to) as channel:
         try:
             yield OperatorServiceStub(channel)
         except grpc.RpcError as error:
-            raise Refused(f"{server}: {error.details()}") from error
+            raise Refused(f"{to.server}: {error.details()}") from error
 
 
-def show_status(server: str, console: Console) -> None:
+def show_status(to: ServerAddress, console: Console) -> None:
     """Print the run's status. Raises Refused where the server cannot be reached."""
-    with _operator(server) as stub:
+    with _operator(to) as stub:
         console.print(status_table(stub.GetStatus(pb.GetStatusRequest(), timeout=_CALL_S)))
 
 
-def show_events(server: str, console: Console, *, follow: bool) -> None:
+def show_events(to: ServerAddress, console: Console, *, follow: bool) -> None:
     """Print the run's events, and those to come where asked. Raises Refused."""
-    with _operator(server) as stub:
+    with _operator(to) as stub:
         timeout = None if follow else _CALL_S
         request = pb.WatchEventsRequest(follow=follow)
         for event in stub.WatchEvents(request, timeout=timeout):
@@ -40,19 +48,19 @@ def show_events(server: str, console: Console, *, follow: bool) -> None:
             console.print(f"{at} {event.kind} {event.message}", highlight=False, soft_wrap=True)
 
 
-def pause(server: str) -> None:
+def pause(to: ServerAddress) -> None:
     """Let no further round open. Raises Refused."""
-    with _operator(server) as stub:
+    with _operator(to) as stub:
         stub.PauseRun(pb.PauseRunRequest(), timeout=_CALL_S)
 
 
-def resume(server: str) -> None:
+def resume(to: ServerAddress) -> None:
     """Let rounds open again. Raises Refused."""
-    with _operator(server) as stub:
+    with _operator(to) as stub:
         stub.ResumeRun(pb.ResumeRunRequest(), timeout=_CALL_S)
 
 
-def stop(server: str) -> None:
+def stop(to: ServerAddress) -> None:
     """End the run with its last published adapter. Raises Refused."""
-    with _operator(server) as stub:
+    with _operator(to) as stub:
         stub.StopRun(pb.StopRunRequest(), timeout=_CALL_S)

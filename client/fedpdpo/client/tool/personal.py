@@ -16,6 +16,7 @@ from fedpdpo.client.model.backbone import Backbone, load_backbone
 from fedpdpo.client.model.lora import SharedState, peft_config
 from fedpdpo.client.model.policy import Policy, put_private_parameters
 from fedpdpo.client.state import ClientState, Identity
+from fedpdpo.client.vault import Vault
 from fedpdpo.common.errors import BadModel, BadState
 from fedpdpo.common.files import held, whole_folder
 from fedpdpo.common.layout import layer_numbers
@@ -42,7 +43,7 @@ it away with the same care as these.
 """
 
 
-def export(state_dir: Path, out: Path) -> None:
+def export(state_dir: Path, out: Path, vault: Vault | None = None) -> None:
     """Write the personal model of a client's state directory to a new folder.
 
     Raises BadState where there is nothing to export yet, the directory is damaged or in use, or
@@ -51,7 +52,7 @@ def export(state_dir: Path, out: Path) -> None:
     if not (state_dir / "client.json").exists():
         raise BadState(f"{state_dir} is no client's state directory")
     with held(state_dir):
-        state = ClientState(state_dir, client_id=None)
+        state = ClientState(state_dir, client_id=None, vault=vault or Vault())
         adapter = state.last_adapter()
         last = state.last_round()
         if state.identity is None or last is None:
