@@ -1,4 +1,4 @@
-"""Worlds for tests of the domain; shows at the end what came of each fault that was tried."""
+"""Worlds for tests of the domain; shows at the end what came of each fault and attack."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,20 +11,22 @@ from rich.table import Table
 from world import NewWorld, World
 
 FAULTS = pytest.StashKey[list[dict[str, Any]]]()
+ATTACKS = pytest.StashKey[list[dict[str, Any]]]()
 
 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    told = config.stash.get(FAULTS, [])
-    if not told:
-        return
-    table = Table(title="faults")
-    for column in told[0]:
-        table.add_column(column.replace("_", " "))
-    for found in told:
-        table.add_row(*(str(value) for value in found.values()))
-    Console(file=terminalreporter._tw._file, width=120).print(table)
+    for title, key in (("faults", FAULTS), ("attacks", ATTACKS)):
+        told = config.stash.get(key, [])
+        if not told:
+            continue
+        table = Table(title=title)
+        for column in told[0]:
+            table.add_column(column.replace("_", " "))
+        for found in told:
+            table.add_row(*(str(value) for value in found.values()))
+        Console(file=terminalreporter._tw._file, width=140).print(table)
 
 
 @pytest.fixture

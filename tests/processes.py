@@ -146,6 +146,12 @@ def stage(folder: Path) -> Iterator[Stage]:
         built.end()
 
 
+def done(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a console script to its end."""
+    command = [str(BIN / program), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+
+
 def until(holds: Callable[[], object], what: str, *, patience_s: float = PATIENCE_S) -> None:
     """Look again and again until something holds."""
     give_up_at = time.monotonic() + patience_s

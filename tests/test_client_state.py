@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedpdpo.client import state as state_module
+from fedpdpo.client import vault as vault_module
 from fedpdpo.client.link import Link
 from fedpdpo.client.model.lora import SharedState
 from fedpdpo.client.outcome import TrainedRound, TrainingReport
@@ -109,7 +109,7 @@ def test_a_full_disk_leaves_the_round_before(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(state_module, "save_file", full)
+    monkeypatch.setattr(vault_module, "save_file", full)
     with pytest.raises(StorageFull, match="nothing was lost"):
         save(state, 2)
     found = opened(tmp_path).last_round()

@@ -367,7 +367,7 @@ def test_a_large_adapter_travels_in_chunks(tmp_path: Path) -> None:
         ada.push(1, delta)
         assert ada.task().evaluate.adapter_version == 1
         header, *chunks = ada.pull(1)
-        assert len(chunks) == 4
+        assert len(chunks) >= 4
         assert all(0 < len(piece.chunk.data) <= CHUNK_BYTES for piece in chunks)
         before, after = (
             load(b"".join(piece.chunk.data for piece in pieces))["m.0.q.lora_A.weight"]

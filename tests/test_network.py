@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from admitted import Consortium
+from fedpdpo.client.tool.authority import SERVER
+from fedpdpo.common.identity import Role
 from processes import BIN, Program, Stage, stage
 from tiny import save_tiny_model, write_preferences
 
@@ -129,15 +132,23 @@ def test_a_run_over_bad_links_of_which_one_goes_down_ends_with_the_same_bits(
         clients = [on.client(name, port, data[name]) for name in CLIENTS]
         for program in (*clients, server):
             assert program.ends() == 0, program.output
+    consortium = Consortium(tmp_path / "consortium")
     with stage(bad) as on, network(CLIENTS, on) as net:
+        hosts = list(net.servers.values())
+        tls = consortium.authority.issue(SERVER, "server", days=1, hosts=hosts)
         server = net.start(
-            "server", "fedpdpo-server", "--host", "0.0.0.0", "--port", PORT, *settings(model, bad)
-        )
+            "server", "fedpdpo-server", "--host", "0.0.0.0", "--port", PORT, "--tls", tls,
+            *settings(model, bad),
+        )  # fmt: skip
         server.says("serving address=")
         assert all(net.connecting_s(name) >= 2 * DELAY_S for name in CLIENTS)
         clients = [
             net.start(
-                name, "fedpdpo-client", *wanted(name, f"{net.servers[name]}:{PORT}", path, bad)
+                name,
+                "fedpdpo-client",
+                *wanted(name, f"{net.servers[name]}:{PORT}", path, bad),
+                "--tls",
+                consortium.authority.issue(Role.CLIENT, name, days=1),
             )
             for name, path in data.items()
         ]
