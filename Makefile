@@ -8,8 +8,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help install proto check test test-faults test-network test-large test-soak demo
-.PHONY: bench-train bench-round bench-encodings clean
+.PHONY: help install proto check test test-faults test-network test-large test-soak test-security pins audit demo
+.PHONY: bench-train bench-round bench-encodings bench-hostile clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -33,6 +33,7 @@ check: install  ## ruff, mypy, import-linter, buf
 	$(BIN)/mypy common server client deploy/demo tests hatch_build.py
 	MYPYPATH=benchmarks/train $(BIN)/mypy benchmarks/train
 	$(BIN)/mypy benchmarks/round/*.py benchmarks/encodings
+	MYPYPATH=deploy/demo $(BIN)/mypy benchmarks/hostile
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/buf lint
 
@@ -62,6 +63,21 @@ bench-round: install  ## rounds without training beside Flower and bare gRPC; wr
 
 bench-encodings: install  ## what encodings of deltas cost in accuracy and bytes; writes benchmarks/results
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/encodings/run.py $(BENCH)
+
+bench-hostile: install  ## what one hostile client of eight does to the others; writes benchmarks/results
+	PYTHONPATH=benchmarks:deploy/demo $(BIN)/python benchmarks/hostile/run.py $(BENCH)
+
+test-security: install  ## who gets in, attacks, 200,000 fuzzed inputs; writes benchmarks/results/security.json
+	FEDPDPO_SECURITY=benchmarks/results/security.json FEDPDPO_FUZZ=100000 $(BIN)/pytest \
+	  tests/test_access.py tests/test_identity.py tests/test_admission.py tests/test_vault.py \
+	  tests/test_secrets.py tests/test_security.py tests/test_fuzz.py
+
+pins: install  ## write the tested versions of all that a client needs to deploy/constraints.txt
+	$(BIN)/python deploy/pins.py > deploy/constraints.txt
+
+audit: install  ## look for known faults in these versions; asks a public database
+	$(BIN)/pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement deploy/constraints.txt
 
 clean:  ## remove runs and caches; keeps .venv
 	rm -rf runs .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -20,11 +20,12 @@ CASES = (Case(4, 16), Case(8, 16), Case(8, 64), Case(32, 4))
 
 FLOOR = "floor"
 OURS = "ours"
+SECURED = "ours_mtls"
 FLOWER = "flower"
 ENGINE = "flower_engine"
 
 #: What runs a case, in this order: the first is the yardstick.
-SYSTEMS = (FLOOR, OURS, FLOWER, ENGINE)
+SYSTEMS = (FLOOR, OURS, SECURED, FLOWER, ENGINE)
 
 #: Rounds that are timed, after one that is not. Flower's deployment engine takes most of a minute.
-ROUNDS = {FLOOR: 5, OURS: 5, FLOWER: 3, ENGINE: 2}
+ROUNDS = {FLOOR: 5, OURS: 5, SECURED: 5, FLOWER: 3, ENGINE: 2}

@@ -7,16 +7,23 @@ from typing import Any
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 
-from cases import ENGINE, FLOOR, FLOWER, OURS
+from cases import ENGINE, FLOOR, FLOWER, OURS, SECURED
 
 NAMES = {
     FLOOR: "bare gRPC (no disk, no checks)",
     OURS: "FedPDPO",
+    SECURED: "FedPDPO, mutual TLS",
     FLOWER: "Flower, gRPC server",
     ENGINE: "Flower, deployment engine",
 }
-COLOURS = {FLOOR: "#8d99ae", OURS: "#2a6f97", FLOWER: "#dda15e", ENGINE: "#bc6c25"}
-WIDTH = 0.21
+COLOURS = {
+    FLOOR: "#8d99ae",
+    OURS: "#2a6f97",
+    SECURED: "#61a5c2",
+    FLOWER: "#dda15e",
+    ENGINE: "#bc6c25",
+}
+WIDTH = 0.17
 
 
 def draw(results: Mapping[str, Any], path: Path) -> None:
@@ -46,7 +53,7 @@ def _bars(axes: Any, cases: Mapping[str, Any], figure: str, form: str) -> None:
             if system in medians
         ]
         bars = axes.bar(
-            [row + (column - 1.5) * WIDTH for row, _ in there],
+            [row + (column - 2) * WIDTH for row, _ in there],
             [value for _, value in there],
             width=0.92 * WIDTH,
             color=COLOURS[system],

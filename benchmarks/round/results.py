@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from cases import CASES, ENGINE, FLOOR, FLOWER, OURS, SYSTEMS, Case
+from cases import CASES, ENGINE, FLOOR, FLOWER, OURS, SECURED, SYSTEMS, Case
 from machine import setting
 from report import Report
 
@@ -34,7 +34,7 @@ class Results(Report):
 
 
 def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Medians of each system's runs; our round over the floor's, and Flower's over ours."""
+    """Medians of each system's runs; our round over the floor's, Flower's over ours, and so on."""
     medians: dict[str, Any] = {}
     for system in SYSTEMS:
         done = [run for run in runs if run["system"] == system and "failed" not in run]
@@ -43,6 +43,7 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     ratios = {}
     for name, over, under in (
         ("of_floor", OURS, FLOOR),
+        ("mtls", SECURED, OURS),
         ("flower", FLOWER, OURS),
         ("flower_engine", ENGINE, OURS),
     ):

@@ -5,11 +5,15 @@ import socket
 import sqlite3
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from cases import ENGINE, FLOOR, FLOWER, OURS, Case
+from cases import ENGINE, FLOOR, FLOWER, OURS, SECURED, Case
+from fedpdpo.client.tool.authority import SERVER, Authority
+from fedpdpo.common.identity import Role
 from programs import Program, Programs
+from untrained import client_name
 
 HERE = Path(__file__).parent
 BIN = Path(sys.executable).parent
@@ -78,7 +82,7 @@ class Ours(System):
         self._state = self.programs.folder / "server"
         self._port = self._server(
             BIN / "fedpdpo-server", "--port", 0, "--state-dir", self._state,
-            "--rounds", self.rounds, "--min-clients", self.case.clients,
+            "--rounds", self.rounds, "--min-clients", self.case.clients, *self._for_server(),
             says=r"serving address=\S+:(\d+)",
         )  # fmt: skip
 
@@ -86,8 +90,16 @@ class Ours(System):
         """Start a process that is these clients."""
         return self.programs.start(
             f"clients{first}", sys.executable, HERE / "untrained.py", self._port, self.case.mib,
-            self.programs.folder, first, last,
+            self.programs.folder, first, last, *self._for_clients(range(first, last)),
         )  # fmt: skip
+
+    def _for_server(self) -> Sequence[object]:
+        """What else the server is told."""
+        return ()
+
+    def _for_clients(self, _: range) -> Sequence[object]:
+        """What else the process of these clients is told."""
+        return ()
 
     def ends(self) -> list[float]:
         """When rounds ended, as the server's database says."""
@@ -101,6 +113,20 @@ class Ours(System):
         found = f"SELECT {column} FROM rounds WHERE {column} NOT NULL ORDER BY number"
         with closing(sqlite3.connect(f"file:{self._state}/run.sqlite?mode=ro", uri=True)) as run:
             return [at_s for (at_s,) in run.execute(found)]
+
+
+class Secured(Ours):
+    """The same over mutual TLS, each client with a certificate of its own."""
+
+    def _for_server(self) -> Sequence[object]:
+        self._authority = Authority.begin(self.programs.folder / "certs")
+        tls = self._authority.issue(SERVER, "server", days=1, hosts=["127.0.0.1"])
+        return ("--tls", tls)
+
+    def _for_clients(self, numbers: range) -> Sequence[object]:
+        for number in numbers:
+            holder = self._authority.issue(Role.CLIENT, client_name(number), days=1)
+        return (holder.parent,)
 
 
 class Flower(System):
@@ -166,4 +192,5 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-SYSTEMS: dict[str, type[System]] = {FLOOR: Floor, OURS: Ours, FLOWER: Flower, ENGINE: Engine}
+SYSTEMS: dict[str, type[System]] = {FLOOR: Floor, OURS: Ours, SECURED: Secured,
+                                    FLOWER: Flower, ENGINE: Engine}  # fmt: skip

@@ -2,7 +2,9 @@
 
 At the end prints for each client and round when its delta was counted.
 
-    python untrained.py PORT MIB FOLDER FIRST LAST
+    python untrained.py PORT MIB FOLDER FIRST LAST [TLS]
+
+TLS is a folder with a folder of credentials for each client.
 """
 
 import sys
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedpdpo.client.channel import AccessSettings
 from fedpdpo.client.link import Link
 from fedpdpo.client.outcome import TrainedRound, TrainingReport
 from fedpdpo.common.header import Contents
@@ -33,17 +36,26 @@ def layout_of(mib: int) -> LoraLayout:
     return LoraLayout(tuple((f"m.{number:03}.lora_B.weight", shape) for number in range(num)))
 
 
+def client_name(number: int) -> str:
+    """What a client is called."""
+    return f"client{number:04}"
+
+
 class Client(threading.Thread):
     """One client, until the run has ended."""
 
-    def __init__(self, port: int, mib: int, folder: Path) -> None:
+    def __init__(self, port: int, mib: int, folder: Path, tls: Path | None) -> None:
         super().__init__(name=folder.name)
         self.counted_at_s: list[float] = []
         self._layout = layout_of(mib)
         self._folder = folder
         folder.mkdir(parents=True)
         self._link = Link(
-            f"127.0.0.1:{port}", folder.name, connect_timeout_s=PATIENCE_S, stall_s=PATIENCE_S
+            f"127.0.0.1:{port}",
+            folder.name,
+            connect_timeout_s=PATIENCE_S,
+            stall_s=PATIENCE_S,
+            access=AccessSettings(tls=tls),
         )
 
     def run(self) -> None:
@@ -78,7 +90,11 @@ class Client(threading.Thread):
 if __name__ == "__main__":
     port, mib, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     numbers = range(int(sys.argv[4]), int(sys.argv[5]))
-    clients = [Client(port, mib, folder / f"client{number:04}") for number in numbers]
+    tls = Path(sys.argv[6]) if len(sys.argv) > 6 else None
+    clients = [
+        Client(port, mib, folder / name, tls / name if tls else None)
+        for name in map(client_name, numbers)
+    ]
     for client in clients:
         client.start()
     for client in clients:

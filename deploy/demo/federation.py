@@ -25,11 +25,12 @@ LOOK_EVERY_S = 0.5
 
 @dataclass(frozen=True)
 class Member:
-    """A client: its name and where its pairs lie."""
+    """A client: its name, where its pairs lie, and its program with what comes before options."""
 
     name: str
     data: Path
     eval_data: Path
+    program: tuple[str, ...] = ("fedpdpo-client",)
 
 
 class Federation:
@@ -56,7 +57,7 @@ class Federation:
             address = self._address(server)
             for member in self._members:
                 self._start(
-                    member.name, "fedpdpo-client", "--server", address,
+                    member.name, *member.program, "--server", address,
                     "--client-id", member.name, "--data", str(member.data),
                     "--eval-data", str(member.eval_data), "--threads", str(self._threads),
                     "--state-dir", str(self._out / member.name),
