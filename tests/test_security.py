@@ -16,7 +16,8 @@ import grpc
 import pytest
 
 from admitted import Consortium, channel_of
-from attacks import CASES, SESSION_S, Case, Siege
+from attacks.cases import CASES, Case
+from attacks.siege import SESSION_S, Siege
 from conftest import ATTACKS
 from fedpdpo.common.identity import Role
 from fedpdpo.v1 import operator_pb2
