@@ -112,7 +112,7 @@ def besieged(folder: Path, *, by_token: bool) -> Iterator[Besieged]:
     with ExitStack() as closing:
         on = closing.enter_context(stage(folder / "on"))
         server, port = on.server(
-            "--host", "localhost", "--tls", consortium.server, "--min-clients", 4,
+            "--host", "localhost", "--tls", consortium.server, "--min-clients", 3,
             "--rounds", 100_000, "--model", "tiny", "--stall-timeout-s", 3,
             "--progress-deadline-s", 1, "--client-timeout-s", 30, *tokens,
         )  # fmt: skip

@@ -5,9 +5,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc.aio import ServerInterceptor
 
-from fedpdpo.common.errors import Busy, FedPDPOError
+from fedpdpo.common.errors import BadRequest, Busy, FedPDPOError
 from fedpdpo.common.frames import PULL, PUSH, packed, parser
 from fedpdpo.common.log import fields
 from fedpdpo.common.statuses import status_of, trailers_of
@@ -18,6 +19,9 @@ log = logging.getLogger(__name__)
 
 _PARSERS = {PUSH: parser(pb.PushDeltaRequest)}
 _PACKERS = {PULL: packed}
+
+#: Stands for a message that could not be read; in a stream it is no kind of message.
+_MALFORMED = object()
 
 _MAX_DETAILS_CHARS = 600  # more would not fit the trailers, and become another status
 
@@ -57,15 +61,32 @@ class Gate(ServerInterceptor):
         )
         return make(
             _guarded(inner, method, self._access),
-            request_deserializer=_PARSERS.get(method, handler.request_deserializer),
+            request_deserializer=_lenient(_PARSERS.get(method, handler.request_deserializer)),
             response_serializer=_PACKERS.get(method, handler.response_serializer),
         )
+
+
+def _lenient(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Reads messages as `parse` does, and gives _MALFORMED for what is none.
+
+    gRPC's own answer to such a message is a traceback in the log and UNKNOWN, which is retried.
+    """
+
+    def parsed(raw: bytes) -> Any:
+        try:
+            return parse(raw)
+        except DecodeError:
+            return _MALFORMED
+
+    return parsed
 
 
 def _guarded(inner: Any, method: str, access: Access) -> Callable[[Any, Any], Awaitable[Any]]:
     async def answer(request: Any, context: Any) -> Any:
         try:
             access.admit(method, context)
+            if request is _MALFORMED:
+                raise BadRequest("the message is not one of this protocol")
             return await inner(request, context)
         except Exception as error:
             return await _abort(context, error, method)
