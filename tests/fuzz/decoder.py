@@ -11,16 +11,17 @@ import tempfile
 from pathlib import Path
 
 import atheris
+import numpy as np
 
 with atheris.instrument_imports(include=["fedpdpo"]):
     from google.protobuf.message import DecodeError
 
-    from fedpdpo.common.encoding import DeltaFormat, Encoding, decoder
+    from fedpdpo.common.encoding import DeltaFormat, Encoding, decoder, encoded
     from fedpdpo.common.errors import BadPayload
-    from fedpdpo.common.frames import Chunk, parser
+    from fedpdpo.common.frames import Chunk, packed, parser
     from fedpdpo.common.layout import LoraLayout
-    from fedpdpo.common.payload import unpacked
-    from fedpdpo.common.tensorfile import Inspector, TensorReader
+    from fedpdpo.common.payload import pack, unpacked
+    from fedpdpo.common.tensorfile import Inspector, TensorReader, write_tensors
     from fedpdpo.v1 import federation_pb2 as pb
 
 LAYOUT = LoraLayout((("m.lora_A.weight", (2, 3)), ("m.lora_B.weight", (4, 2))))
@@ -29,18 +30,24 @@ PARSE = parser(pb.PushDeltaRequest)
 
 
 def one_input(data: bytes) -> None:
-    """Read bytes as a frame of the wire, or as a payload in one of the encodings."""
-    source = atheris.FuzzedDataProvider(data)
-    kind = source.ConsumeIntInRange(0, len(FORMATS))
+    """Read bytes, by what the first one says, as a frame of the wire or a payload."""
+    kind = data[0] % (len(FORMATS) + 1) if data else 0
     if kind == len(FORMATS):
-        _frame(source.ConsumeBytes(sys.maxsize))
-        return
-    if source.ConsumeBool():
-        header = source.ConsumeBytes(source.ConsumeIntInRange(0, 600))
-        payload = len(header).to_bytes(8, "little") + header + source.ConsumeBytes(sys.maxsize)
+        _frame(data[1:])
     else:
-        payload = source.ConsumeBytes(sys.maxsize)
-    _payload(FORMATS[kind], payload, piece=1 + len(payload) // 3)
+        _payload(FORMATS[kind], data[1:], piece=1 + len(data) // 3)
+
+
+def seeds() -> list[bytes]:
+    """An input of each kind that is taken."""
+    payload = Path(tempfile.mkdtemp()) / "payload"
+    found = [bytes([len(FORMATS)]) + packed(Chunk(0, b"abc"))]
+    found.append(bytes([len(FORMATS)]) + packed(pack(0, b"abc", zstd=True)))
+    for kind, fmt in enumerate(FORMATS):
+        tensors = ((name, np.ones(shape, np.float32)) for name, shape in LAYOUT.shapes)
+        write_tensors(payload, fmt.contents(LAYOUT), encoded(tensors, fmt))
+        found.append(bytes([kind]) + payload.read_bytes())
+    return found
 
 
 def _frame(raw: bytes) -> None:
@@ -69,5 +76,8 @@ def _payload(fmt: DeltaFormat, payload: bytes, *, piece: int) -> None:
 
 
 if __name__ == "__main__":
-    atheris.Setup(sys.argv, one_input)
+    corpus = Path(tempfile.mkdtemp())
+    for number, seed in enumerate(seeds()):
+        (corpus / str(number)).write_bytes(seed)
+    atheris.Setup([*sys.argv, str(corpus)], one_input)
     atheris.Fuzz()

@@ -20,6 +20,9 @@ MODULES = (federation_pb2, operator_pb2, session_pb2)
 #: Calls that end the run or hold it up; they carry no field that could be wrong.
 LEFT_OUT = frozenset({"StopRun", "PauseRun"})
 
+#: Calls that may wait for something longer than a caller does.
+WAITING = frozenset({"GetAssignment", "WatchEvents"})
+
 _NUMBERS = (0, 1, 2, 7, 2**16, 2**31 - 1, 2**32 - 1, 2**63 - 1, 2**64 - 1)
 _FLOATS = (0.0, 1.0, -1.0, 1e308, -1e308, float("inf"), float("-inf"), float("nan"), 5e-324)
 _TEXTS = ("", "ada", "..", "../../etc/passwd", "a" * 65, "\x00", "é" * 9, "lora_A.weight", "b" * 64)
@@ -59,7 +62,8 @@ class Fuzzer:
             self.codes["OK"] += 1
         except grpc.RpcError as error:
             assert isinstance(error, grpc.Call)
-            self.codes[error.code().name] += 1
+            waits = method.name in WAITING and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            self.codes["WAITED" if waits else error.code().name] += 1
 
     def _stream(self, kind: Any) -> Iterator[bytes]:
         for _ in range(self._random.randint(1, 4)):
@@ -74,7 +78,7 @@ class Fuzzer:
         if hasattr(message, "wait_s"):
             message.wait_s = 0
         if hasattr(message, "follow"):
-            message.follow = False
+            message.follow, message.after = False, 2**62
         raw = bytearray(message.SerializeToString())
         if self._random.random() < 0.5:
             for _ in range(self._random.randint(1, 4)):
