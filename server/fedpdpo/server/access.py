@@ -58,18 +58,17 @@ class Access:
         may = WHO.get(method)
         if may == _ANYONE:
             return
-        with self.counting_failures(context):
-            caller = self._identify(context)
+        caller = self._identify(context)
         self._pace.check(str(caller))
         if may is None or caller.role not in may:
             raise Forbidden(f"{method.rpartition('/')[2]} is not for {caller} to call")
         _caller.set(caller)
 
     @contextmanager
-    def counting_failures(self, context: Any) -> Iterator[None]:
-        """Count those who fail to say who they are, by machine; Busy where it fails too often.
+    def counting_guesses(self, context: Any) -> Iterator[None]:
+        """Count tokens that do not hold, by machine; Busy where there are too many.
 
-        Others on the same machine, who do not fail, are not held up.
+        Others on the same machine, whose tokens hold, are not held up.
         """
         try:
             yield

@@ -22,6 +22,6 @@ class SessionService(SessionServiceServicer):
         """Exchange a token."""
         if self._sessions is None:
             raise Mismatch("this server takes no tokens")
-        with self._access.counting_failures(context):
+        with self._access.counting_guesses(context):
             session, lifetime_s = self._sessions.open(request.token, peer=context.peer())
         return pb.OpenSessionResponse(session=session, lifetime_s=lifetime_s)
