@@ -125,6 +125,18 @@ def test_a_forged_revocation_list_changes_nothing(consortium: Consortium, tmp_pa
         pass
 
 
+@pytest.mark.parametrize("gone", ["crl.pem", "ca.crt"])
+def test_a_revocation_list_that_vanishes_lets_nobody_in_again(
+    consortium: Consortium, gone: str
+) -> None:
+    ada = consortium.certificate("ada")
+    with consortium.serving() as port, channel_of(port, ada) as channel:
+        consortium.authority.revoke(Role.CLIENT, "ada")
+        assert said(channel)[0] is grpc.StatusCode.UNAUTHENTICATED
+        (consortium.server / gone).unlink()
+        assert said(channel)[0] is grpc.StatusCode.UNAUTHENTICATED
+
+
 def test_a_server_shows_its_new_certificate_to_those_who_come_later(
     consortium: Consortium,
 ) -> None:

@@ -60,7 +60,7 @@ def open_channel(server: str, access: AccessSettings) -> grpc.Channel:
     channel = grpc.secure_channel(server, credentials, options=_OPTIONS)
     if access.token_file is None:
         return channel
-    return grpc.intercept_channel(channel, _Session(channel, server, _token(access.token_file)))
+    return grpc.intercept_channel(channel, _Session(channel, _token(access.token_file)))
 
 
 def _token(path: Path) -> str:
@@ -97,9 +97,8 @@ class _Session(
     is forgotten, and the next try opens another.
     """
 
-    def __init__(self, channel: grpc.Channel, server: str, token: str) -> None:
+    def __init__(self, channel: grpc.Channel, token: str) -> None:
         self._stub = SessionServiceStub(channel)
-        self._server = server
         self._token = token
         self._lock = threading.Lock()
         self._session = ""

@@ -54,8 +54,18 @@ class Certificates:
     """Tells callers by the subject of their certificate, which TLS has checked."""
 
     def __init__(self, folder: Path) -> None:
-        paths = folder / REVOKED, folder / CA
-        self._revoked = Watched(lambda: _revoked(*paths), *paths)
+        path, authorities = folder / REVOKED, folder / CA
+        needed = path.exists()
+
+        def read() -> frozenset[int]:
+            """The list; once there was one, its absence revokes nothing of what it said."""
+            nonlocal needed
+            if not needed and not path.exists():
+                return frozenset()
+            needed = True
+            return _revoked(path, authorities)
+
+        self._revoked = Watched(read, path, authorities)
 
     def caller(self, context: Any) -> Caller:
         """Who calls. Raises NotIdentified where the certificate no longer holds or names nobody."""
@@ -93,15 +103,13 @@ def _holder(pem: bytes) -> _Holder:
 
 
 def _revoked(path: Path, authorities: Path) -> frozenset[int]:
-    """The serial numbers of a list that one of the authorities signed; none without a list."""
+    """The serial numbers of a list that one of the authorities signed. Raises BadSettings."""
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise BadSettings(f"{path} has {path.stat().st_size} bytes; it is no revocation list")
         found = x509.load_pem_x509_crl(path.read_bytes())
         trusted = x509.load_pem_x509_certificates(authorities.read_bytes())
         signed = any(found.is_signature_valid(one.public_key()) for one in trusted)  # type: ignore[arg-type]
-    except FileNotFoundError:
-        return frozenset()
     except (OSError, ValueError, TypeError) as error:
         raise BadSettings(f"cannot read the revocation list {path}: {error}") from error
     if not signed:
