@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from fedpdpo.common.errors import BadRequest, Busy, Forbidden, Stalled
+from fedpdpo.common.errors import BadRequest, Busy, Forbidden, Stalled, StorageFull
 from fedpdpo.common.layout import LoraLayout
 from fedpdpo.server.admission import norm_of, scales
 from fedpdpo.server.pace import Pace
@@ -75,6 +75,29 @@ def test_a_delta_far_over_the_others_moves_them_no_further_than_the_bound(
     assert world.events.count(kind) == 1
     (remark,) = world.federation.presence.remarks("eve", patience_s=1e9)
     assert "is the bound" in remark
+
+
+def test_a_delta_over_the_bound_is_told_once_however_often_averaging_is_tried(
+    new_world: NewWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = new_world(min_clients=3)
+    for name in ("ada", "bea", "eve"):
+        world.join(name)
+    world.settle()
+    for name, value in (("ada", 1.0), ("bea", 1.0), ("eve", 100.0)):
+        world.push(name, 1, value)
+
+    def full(*_: object) -> None:
+        raise StorageFull("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("fedpdpo.server.steps.write_adapter", full)
+        for _ in range(3):
+            with pytest.raises(StorageFull):
+                world.settle()
+    world.settle()
+    assert world.adapter(1) == pytest.approx(5 / 3)
+    assert world.events.count("delta_clipped") == 1
 
 
 def test_a_client_cannot_claim_more_pairs_than_the_run_takes(new_world: NewWorld) -> None:

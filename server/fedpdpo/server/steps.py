@@ -12,7 +12,7 @@ from fedpdpo.server.averaging import SpooledDelta, averaged
 from fedpdpo.server.federation import Federation
 from fedpdpo.server.ledger import Ledger
 from fedpdpo.server.rounds import Phase, num_asked, sample, staleness_weight
-from fedpdpo.server.store import AdapterRow, RoundRow, Store
+from fedpdpo.server.store import AdapterRow, DeltaRow, RoundRow, Store
 
 
 def step(federation: Federation) -> bool:
@@ -74,20 +74,28 @@ def _close(federation: Federation, ledger: Ledger, opened: RoundRow) -> None:
     opened.closing = True
     late = ",".join(sorted(turnout.sampled - turnout.pushed)) or "none"
     ledger.record("round_closed", round=opened.number, deltas=turnout.arrived, late=late)
+    rows = ledger.deltas(opened.number)
+    factors, most = _scales(federation, rows)
+    for row, scale in zip(rows, factors, strict=True):
+        if scale < 1:
+            kind = "delta_clipped" if scale else "delta_refused"
+            ledger.record(
+                kind, round=opened.number, client=row.client_id, norm=row.norm, bound=most
+            )
+            federation.presence.refused(
+                row.client_id, f"a delta of norm {row.norm:.3g}, {most:.3g} is the bound"
+            )
+
+
+def _scales(federation: Federation, rows: Sequence[DeltaRow]) -> tuple[list[float], float]:
+    settings = federation.settings
+    norms = [row.norm for row in rows]
+    return scales(norms, bound=settings.norm_bound, over=settings.over_bound)
 
 
 def _spooled(federation: Federation, ledger: Ledger, number: int) -> list[SpooledDelta]:
     settings, rows = federation.settings, ledger.deltas(number)
-    factors, most = scales(
-        [row.norm for row in rows], bound=settings.norm_bound, over=settings.over_bound
-    )
-    for row, scale in zip(rows, factors, strict=True):
-        if scale < 1:
-            kind = "delta_clipped" if scale else "delta_refused"
-            ledger.record(kind, round=number, client=row.client_id, norm=row.norm, bound=most)
-            federation.presence.refused(
-                row.client_id, f"a delta of norm {row.norm:.3g}, {most:.3g} is the bound"
-            )
+    factors, _ = _scales(federation, rows)
     return [
         SpooledDelta(
             federation.store.delta_path(row.round_number, row.client_id),
