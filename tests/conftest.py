@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from rich.console import Console
 from rich.table import Table
 
@@ -12,6 +13,11 @@ from world import NewWorld, World
 
 FAULTS = pytest.StashKey[list[dict[str, Any]]]()
 ATTACKS = pytest.StashKey[list[dict[str, Any]]]()
+
+# The same inputs in every run, so that a build fails for its change and not for its luck or haste.
+# `pytest --hypothesis-profile=default` draws new ones.
+settings.register_profile("steady", derandomize=True, deadline=None)
+settings.load_profile("steady")
 
 
 def pytest_terminal_summary(

@@ -1,11 +1,12 @@
 """How much one delta may move the others: norms, bounds, and rounds with a hostile delta."""
 
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
@@ -37,6 +38,7 @@ def test_a_norm_beyond_float32_is_still_told(tmp_path: Path) -> None:
 
 
 @given(NORMS, st.floats(1, 100))
+@example([0.0, 18.5, 2.225073858507e-311], 1.0)
 def test_most_deltas_count_whole_and_none_more_than_the_bound(
     norms: list[float], bound: float
 ) -> None:
@@ -45,7 +47,8 @@ def test_most_deltas_count_whole_and_none_more_than_the_bound(
     whole = [scale == 1 for scale in clipped]
     assert sum(whole) >= len(norms) / 2
     kept = [scale * norm for scale, norm in zip(clipped, norms, strict=True)]
-    assert max(kept) <= most * (1 + 1e-12)
+    smallest = sys.float_info.min  # below it a product keeps fewer digits
+    assert max(kept) <= most * (1 + 1e-12) + smallest
     assert refused == [float(is_whole) for is_whole in whole]
 
 
