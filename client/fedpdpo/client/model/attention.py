@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from fedpdpo.client.model.packing import Pack
+from fedpdpo.client.model.products import MOST_SCORES, small_attention
 
 #: The name of this attention in a transformers configuration.
 BLOCKS = "fedpdpo_blocks"
@@ -49,16 +50,23 @@ def block_attention(
         *(torch.split(x, [block.keys.numel() for block in pack.blocks]) for x in (keys, values)),
         strict=True,
     ):
-        rows = F.scaled_dot_product_attention(
+        rows = _of_block(
             q.unflatten(0, block.queries.shape).transpose(1, 2),
             k.unflatten(0, block.keys.shape).transpose(1, 2),
             v.unflatten(0, block.keys.shape).transpose(1, 2),
             block.mask if sliding_window is None else block.mask & (block.apart < sliding_window),
-            scale=scaling,
-            enable_gqa=query.shape[1] != key.shape[1],
+            scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
         )
         mixed.append(rows.transpose(1, 2).flatten(0, 1))
     return _answer(torch.cat(mixed), pack)[None], None
+
+
+def _of_block(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, scale: float) -> Tensor:
+    if query.device.type == "cpu" and query.shape[1] * mask.numel() <= MOST_SCORES:
+        return small_attention(query, key, value, mask, scale)
+    return F.scaled_dot_product_attention(
+        query, key, value, mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+    )
 
 
 class _Spread(torch.autograd.Function):

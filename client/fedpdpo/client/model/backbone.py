@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from fedpdpo.client.model.products import prefer_onednn
 from fedpdpo.common.errors import BadModel
 
 
@@ -47,6 +48,8 @@ def load_backbone(
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     where, extra = _where(name)
+    if device.type == "cpu":
+        prefer_onednn()
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, **extra)
         model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **extra)
