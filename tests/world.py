@@ -8,6 +8,7 @@ from typing import Any
 from safetensors.numpy import load_file, save
 
 from fedpdpo.common.metrics import Metrics
+from fedpdpo.common.tensorfile import Array
 from fedpdpo.server.federation import Federation
 from fedpdpo.server.intake import Announced, Intake
 from fedpdpo.server.membership import Newcomer, join
@@ -92,8 +93,11 @@ class World:
         return self.federation.stage.phase
 
     def adapter(self, version: int) -> float:
-        content = load_file(self.store.adapter_path(version))
-        return float(content["m.0.q.lora_B.weight"][0, 0])
+        return float(self.tensor(version, "m.0.q.lora_B.weight")[0, 0])
+
+    def tensor(self, version: int, name: str) -> Array:
+        found: Array = load_file(self.store.adapter_path(version))[name]
+        return found
 
     @property
     def events(self) -> list[str]:

@@ -111,7 +111,7 @@ def _lead(
     heart = closing.enter_context(Heart(link, every_s=settings.heartbeat_s))
     sets = prepare_all(policy, backbone, tokens, settings, heart)
     crew.tell(sets["train"].reference_margins)
-    trainer = _trainer(process, policy, run, sets["train"], client_id=state.client_id)
+    trainer = new_trainer(process, policy, run, sets["train"], client_id=state.client_id)
     Worker(
         policy, run, state, link, heart, trainer, train=sets["train"], held_out=sets["eval"]
     ).work()
@@ -133,12 +133,13 @@ def _follow(process: Process, train: Sequence[Preference]) -> None:
     trunk = trunk_cache(policy, backbone, settings, part="train")
     at_once = tokens_per_step(settings, policy)
     pairs = PairSet(tokens, margins, at_once, policy.reads_last, trunk)
-    _trainer(process, policy, run, pairs, client_id=client_id).follow()
+    new_trainer(process, policy, run, pairs, client_id=client_id).follow()
 
 
-def _trainer(
+def new_trainer(
     process: Process, policy: Policy, run: Run, pairs: PairSet, *, client_id: str
 ) -> Trainer:
+    """What trains a client's rounds in its state directory."""
     settings = process.settings
     seed = client_seed(run.seed, client_id)
     how = f"{process.crew.size} {policy.dtype} {settings.quantize} {settings.head_moments}"

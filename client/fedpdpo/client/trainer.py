@@ -3,8 +3,10 @@
 import hashlib
 import logging
 import time
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from fedpdpo.client.interrupt import Interruption
 from fedpdpo.client.machine import CoreShare
@@ -62,8 +64,10 @@ class Trainer:
 
     def private(self) -> PrivateState:
         """What the rounds so far have made of the private parts."""
-        parameters = private_parameters(self._policy)
-        return PrivateState(parameters, self._optimizer.moments(shared=False))
+        moments = self._optimizer.moments(shared=False)
+        if self._run.method.lora_moments == "keep":
+            moments |= self._optimizer.moments(shared=True)
+        return PrivateState(private_parameters(self._policy), moments)
 
     def train(self, number: int, advance: Progress) -> Point:
         """Train a round from the policy's present LoRA, or go on with it where it was left.
@@ -71,18 +75,21 @@ class Trainer:
         Raises SystemExit after saving the step where a signal came; StorageFull.
         """
         self._begun_from = SharedState.of(self._policy.peft_model).digest()
+        centre = [matrix.detach().cpu().clone() for matrix in self._policy.lora()]
         start = self._resumed(number)
-        self._crew.tell((number, self._state(start)))
-        return self._train(number, start, advance)
+        self._crew.tell((number, self._state(start), centre))
+        return self._train(number, start, centre, advance)
 
     def follow(self) -> None:
         """Train what the crew's first process trains, until it says that it is done."""
         while (told := self._crew.hear()) is not None:
-            number, state = told
+            number, state, centre = told
             self._restore(state)
-            self._train(number, state.point, lambda _: None)
+            self._train(number, state.point, centre, lambda _: None)
 
-    def _train(self, number: int, start: Point, advance: Progress) -> Point:
+    def _train(
+        self, number: int, start: Point, centre: Sequence[Tensor], advance: Progress
+    ) -> Point:
         saved = time.monotonic()
 
         def after_step(point: Point) -> None:
@@ -105,6 +112,7 @@ class Trainer:
                 seed=self._seed,
                 round_number=number,
                 crew=self._crew,
+                centre=[matrix.to(self._policy.device) for matrix in centre],
                 start=start,
                 after_step=after_step,
                 advance=advance,

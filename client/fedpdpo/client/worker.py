@@ -18,6 +18,7 @@ from fedpdpo.common.errors import BadState, Diverged, NotOpen
 from fedpdpo.common.header import Contents
 from fedpdpo.common.log import fields
 from fedpdpo.common.run import Run
+from fedpdpo.v1 import federation_pb2 as pb
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Worker:
         self._trainer = trainer
         self._train = train
         self._held_out = held_out
+        self._waited_for = ""
         self._pulled: int | None = None
         self._trained: TrainedRound | None = None
         if last := state.last_round():
@@ -54,25 +56,28 @@ class Worker:
 
     def work(self) -> None:
         """Work until the run has ended."""
-        waited_for = ""
-        while True:
-            assignment = self._link.assignment()
-            match assignment.WhichOneof("task"):
-                case "train":
-                    self._train_round(assignment.train.round)
-                case "evaluate":
-                    self._evaluate(assignment.evaluate.adapter_version)
-                case "finish":
-                    self._pull(assignment.finish.adapter_version)
-                    self._link.leave()
-                    log.info(fields("finished", adapter=assignment.finish.adapter_version,
-                                    stopped=assignment.finish.stopped,
-                                    state_dir=self._state.folder))  # fmt: skip
-                    return
-                case _:
-                    if assignment.wait.reason != waited_for:
-                        waited_for = assignment.wait.reason
-                        log.info(fields("waiting", reason=waited_for))
+        while self.do(self._link.assignment()):
+            pass
+
+    def do(self, assignment: pb.GetAssignmentResponse) -> bool:
+        """Do what the server asks for; gives whether more may follow."""
+        match assignment.WhichOneof("task"):
+            case "train":
+                self._train_round(assignment.train.round)
+            case "evaluate":
+                self._evaluate(assignment.evaluate.adapter_version)
+            case "finish":
+                self._pull(assignment.finish.adapter_version)
+                self._link.leave()
+                log.info(fields("finished", adapter=assignment.finish.adapter_version,
+                                stopped=assignment.finish.stopped,
+                                state_dir=self._state.folder))  # fmt: skip
+                return False
+            case _:
+                if assignment.wait.reason != self._waited_for:
+                    self._waited_for = assignment.wait.reason
+                    log.info(fields("waiting", reason=self._waited_for))
+        return True
 
     def _pull(self, version: int) -> SharedState:
         layout = layout_of(self._policy.peft_model)

@@ -78,6 +78,12 @@ class MethodSettings(Closed):
     lr_schedule: Literal["constant", "cosine"] = Field(
         "constant", description="rates after that: constant, or a cosine to 0 at the run's end"
     )
+    proximal: float = Field(
+        0.0, ge=0, description="FedProx: pull of LoRA to the global one, half mu times its distance"
+    )
+    lora_moments: Literal["restart", "keep"] = Field(
+        "restart", description="AdamW's moments of LoRA: new in each round, or kept from the last"
+    )
 
     @model_validator(mode="after")
     def _has_what_it_schedules(self) -> "MethodSettings":

@@ -73,7 +73,7 @@ class FederationService(FederationServiceServicer):
             task = await asyncio.to_thread(self._federation.task, client_id)
             left_s = give_up - loop.time()
             if not isinstance(task, Wait):
-                return _packed(task)
+                return packed(task)
             if left_s <= 0:
                 reason = await asyncio.to_thread(self._federation.waiting_for)
                 return pb.GetAssignmentResponse(wait=pb.WaitTask(reason=reason))
@@ -151,7 +151,8 @@ class FederationService(FederationServiceServicer):
         return pb.LeaveResponse()
 
 
-def _packed(task: Evaluate | Train | Finish) -> pb.GetAssignmentResponse:
+def packed(task: Evaluate | Train | Finish) -> pb.GetAssignmentResponse:
+    """A task as the client is told it."""
     match task:
         case Evaluate(version):
             return pb.GetAssignmentResponse(evaluate=pb.EvaluateTask(adapter_version=version))

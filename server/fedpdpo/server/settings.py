@@ -120,6 +120,10 @@ class ServerSettings(DaemonSettings):
         1024.0, ge=0, description="slowest transfer that is not given up, over --stall-timeout-s"
     )
     server_lr: float = Field(1.0, gt=0, le=10, description="step eta along the mean delta")
+    averaging: Literal["factors", "products"] = Field(
+        "factors",
+        description="what is averaged: LoRA's A and B each, or their products, cut to the rank",
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="seeds sampling and the first adapter")
     lora: LoraSettings = LoraSettings()
     method: MethodSettings = MethodSettings()

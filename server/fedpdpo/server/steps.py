@@ -11,8 +11,11 @@ from fedpdpo.server.admission import scales
 from fedpdpo.server.averaging import SpooledDelta, averaged
 from fedpdpo.server.federation import Federation
 from fedpdpo.server.ledger import Ledger
+from fedpdpo.server.product_averaging import averaged_products
 from fedpdpo.server.rounds import Phase, num_asked, sample, staleness_weight
 from fedpdpo.server.store import AdapterRow, DeltaRow, RoundRow, Store
+
+RULES = {"factors": averaged, "products": averaged_products}
 
 
 def step(federation: Federation) -> bool:
@@ -111,7 +114,8 @@ def _average(federation: Federation, number: int, deltas: Sequence[SpooledDelta]
     present, layout = federation.store.adapter_path(number - 1), federation.run.layout
     refused = ""
     try:
-        following = averaged(present, deltas, layout, server_lr=federation.settings.server_lr)
+        rule = RULES[federation.settings.averaging]
+        following = rule(present, deltas, layout, server_lr=federation.settings.server_lr)
         row = write_adapter(federation.store, number, layout, following)
     except BadPayload as error:
         refused = str(error)

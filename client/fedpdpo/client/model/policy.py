@@ -4,6 +4,7 @@ Shapes: P pairs, T tokens, N response tokens, H hidden size. Numbers in brackets
 of docs/method.md.
 """
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,7 +23,7 @@ from fedpdpo.client.model.packing import Pack, pack
 from fedpdpo.client.model.private import PrivateHead, PrivateParts
 from fedpdpo.common.errors import BadModel, BadState
 from fedpdpo.common.log import fields
-from fedpdpo.common.run import Run
+from fedpdpo.common.run import MethodSettings, Run
 
 log = logging.getLogger(__name__)
 
@@ -48,11 +49,8 @@ class Policy:
         head = model.get_output_embeddings().weight
         self.device = head.device
         self.dtype = head.dtype
-        self.private = PrivateParts(head, run.method, seed=private_seed).to(self.device)
         self.pretrained = PrivateHead(head, "frozen", 1, torch.Generator()).to(self.device)
-        if run.method.head == "frozen":
-            self.pretrained = self.private.head
-        self.trains_whole_head = run.method.head == "full"
+        self._put_private_parts(run.method, private_seed)
         self.peft_model = with_lora(model, run.lora)
         make_lean(self.peft_model)
         decoder = model.get_decoder()
@@ -62,6 +60,17 @@ class Policy:
         trunk = max(0, num_layers - run.lora.last_layers) if run.lora.last_layers else 0
         self.decoder = SplitDecoder(decoder, num_trunk_layers=trunk if can_split(decoder) else 0)
 
+    def with_private_parts(self, method: MethodSettings, *, seed: int) -> "Policy":
+        """Another client's policy on the same backbone and the same LoRA."""
+        other = copy.copy(self)
+        other._put_private_parts(method, seed)
+        return other
+
+    def _put_private_parts(self, method: MethodSettings, seed: int) -> None:
+        parts = PrivateParts(self.pretrained.weight, method, seed=seed)
+        self.private = parts.to(self.device)
+        self.trains_whole_head = method.head == "full"
+
     def lora(self) -> list[Tensor]:
         """The shared parameters."""
         return lora_parameters(self.peft_model)
@@ -70,6 +79,11 @@ class Policy:
     def reads_last(self) -> bool:
         """Whether a reward head reads the final token of each response."""
         return self.private.reward is not None
+
+    @property
+    def is_personal(self) -> bool:
+        """Whether there are private parts; without them it is the global model."""
+        return any(parameter.requires_grad for parameter in self.private.parameters())
 
     @property
     def hidden_size(self) -> int:

@@ -1,7 +1,7 @@
 """Held-out preference accuracy, margin and loss of a policy [9]."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,10 +19,47 @@ from fedpdpo.common.metrics import Metrics
 from fedpdpo.common.run import MethodSettings
 
 
-@dataclass
-class _Margins:
-    implicit: list[Tensor] = field(default_factory=list)
-    explicit: list[Tensor] = field(default_factory=list)
+@dataclass(frozen=True)
+class Margins:
+    """By how much the chosen answer's rewards are the higher ones: (P,) each, in the pairs' order.
+
+    float64, on the CPU; the implicit ones with beta in them, the explicit ones without alpha.
+    """
+
+    implicit: Tensor
+    explicit: Tensor
+
+    def combined(self, method: MethodSettings) -> Tensor:
+        """The margins of the combined reward, (P,)."""
+        return combined_margin(self.implicit, self.explicit, alpha=method.alpha)
+
+
+def margins(
+    policy: Policy,
+    pairs: PairSet,
+    method: MethodSettings,
+    *,
+    advance: Callable[[int], None] = lambda _: None,
+) -> tuple[Margins, Margins]:
+    """Margins by the policy with its present LoRA: as the global model and personalised.
+
+    Where it has no private parts the two are one and are computed once.
+    """
+    views = (False, True) if policy.is_personal else (False,)
+    found = {view: torch.zeros(2, len(pairs), dtype=torch.float64) for view in views}
+    with torch.no_grad():
+        for batch, entering in pairs.packs(range(len(pairs)), device=policy.device):
+            h = policy.hidden(batch, entering)
+            numbers = list(batch.indices)
+            reference = pairs.reference_margins[numbers].to(policy.device)
+            for personalized, rows in found.items():
+                scores = policy.scores(batch, h, personalized=personalized)
+                implicit = implicit_margin(scores, reference, beta=method.beta)
+                rows[0, numbers] = implicit.double().cpu()
+                rows[1, numbers] = explicit_margin(scores).double().cpu()
+            advance(len(numbers))
+    shared = Margins(*found[False])
+    return shared, Margins(*found[True]) if policy.is_personal else shared
 
 
 def evaluate(
@@ -33,27 +70,19 @@ def evaluate(
     advance: Callable[[int], None] = lambda _: None,
 ) -> tuple[Metrics, Metrics]:
     """Measure the policy with its present LoRA: as the global model and personalised."""
-    views = {False: _Margins(), True: _Margins()}
-    with torch.no_grad():
-        for batch, entering in pairs.packs(range(len(pairs)), device=policy.device):
-            h = policy.hidden(batch, entering)
-            reference = pairs.reference_margins[list(batch.indices)].to(policy.device)
-            for personalized, margins in views.items():
-                scores = policy.scores(batch, h, personalized=personalized)
-                implicit = implicit_margin(scores, reference, beta=method.beta)
-                margins.implicit.append(implicit.cpu())
-                margins.explicit.append(explicit_margin(scores).cpu())
-            advance(len(batch.indices))
-    return _metrics(views[False], method), _metrics(views[True], method)
+    shared, personal = margins(policy, pairs, method, advance=advance)
+    measured = _metrics(shared, method)
+    return measured, measured if personal is shared else _metrics(personal, method)
 
 
-def _metrics(margins: _Margins, method: MethodSettings) -> Metrics:
-    implicit, explicit = torch.cat(margins.implicit).double(), torch.cat(margins.explicit).double()
-    combined = combined_margin(implicit, explicit, alpha=method.alpha)
-    losses = pair_losses(implicit, explicit, alpha=method.alpha, objective=method.objective)
+def _metrics(found: Margins, method: MethodSettings) -> Metrics:
+    combined = found.combined(method)
+    losses = pair_losses(
+        found.implicit, found.explicit, alpha=method.alpha, objective=method.objective
+    )
     return Metrics(
-        implicit_accuracy=accuracy(implicit),
-        explicit_accuracy=accuracy(explicit),
+        implicit_accuracy=accuracy(found.implicit),
+        explicit_accuracy=accuracy(found.explicit),
         combined_accuracy=accuracy(combined),
         margin=float(combined.mean()),
         loss=float(losses.mean()),

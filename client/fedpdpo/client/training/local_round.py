@@ -3,8 +3,10 @@
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+
+from torch import Tensor
 
 from fedpdpo.client.model.objective import (
     combined_margin,
@@ -56,20 +58,24 @@ def train_round(
     seed: int,
     round_number: int,
     crew: Crew | None = None,
+    centre: Sequence[Tensor] | None = None,
     start: Point = BEGINNING,
     after_step: Callable[[Point], None] = lambda _: None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Point:
     """Train a round from the policy's present LoRA, or go on with it from `start`.
 
-    The order of pairs follows from seed and round. With a crew of several processes each of them
-    must call this alike. `after_step` is called after each step with how
-    far the round has come; with that, parameters and moments the round can be gone on with.
+    `centre` are the LoRA matrices that the method's proximal term pulls to, those of the round's
+    beginning by default. The order of pairs follows from seed and round. With a crew of several
+    processes each of them must call this alike. `after_step` is called after each step with how far
+    the round has come; with that, parameters and moments the round can be gone on with.
     """
     method = run.method
     crew = crew or Crew()
-    if not start.steps:
+    if not start.steps and method.lora_moments == "restart":
         optimizer.forget_shared()
+    if centre is None:
+        centre = [matrix.detach().clone() for matrix in policy.lora()]
     steps = steps_of_round(method, num_pairs=len(pairs), seed=seed, round_number=round_number)
     advance(sum(len(step.pairs) for step in steps[: start.steps]))
     point = start
@@ -77,7 +83,7 @@ def train_round(
         begun = time.perf_counter()
         done = round_number - 1 + (number + 0.5) / len(steps)
         rate = rate_factor(method, rounds_done=done, num_rounds=run.num_rounds)
-        point = _step(policy, pairs, run, optimizer, crew, steps[number], rate, point)
+        point = _step(policy, pairs, run, optimizer, crew, steps[number], rate, centre, point)
         point = replace(point, seconds=point.seconds + time.perf_counter() - begun)
         advance(len(steps[number].pairs))
         after_step(point)
@@ -100,6 +106,7 @@ def _step(
     crew: Crew,
     step: Step,
     rate: float,
+    centre: Sequence[Tensor],
     point: Point,
 ) -> Point:
     method = run.method
@@ -118,6 +125,8 @@ def _step(
         right += float((combined > 0).sum() + 0.5 * (combined == 0).sum())
     crew.add_up(optimizer.gradients())
     loss, right = crew.sum(loss, right)
+    if method.proximal:
+        optimizer.pull(centre, method.proximal)
     norm = optimizer.clip(method.max_grad_norm)
     finite = math.isfinite(norm) and math.isfinite(loss)
     if finite:

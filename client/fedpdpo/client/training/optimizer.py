@@ -4,7 +4,7 @@ The private head's moments are the client's largest state; they may be kept in 8
 (bitsandbytes) or factored into rows and columns (Adafactor).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -79,6 +79,17 @@ class LocalOptimizer:
                     parameter.grad = torch.zeros_like(parameter)
                 found.append(parameter.grad)
         return found
+
+    def pull(self, centre: Sequence[Tensor], strength: float) -> None:
+        """Add the gradient of strength / 2 times LoRA's squared distance from a centre (FedProx).
+
+        FedProx is Li et al. 2020, arXiv:1812.06127; `centre` has LoRA's matrices in their order.
+        """
+        shared = [part for name, part in self.named.items() if name.startswith("lora.")]
+        with torch.no_grad():
+            for parameter, anchor in zip(shared, centre, strict=True):
+                if parameter.grad is not None:
+                    parameter.grad.add_(parameter - anchor, alpha=strength)
 
     def clip(self, most: float) -> float:
         """Scale all gradients together to a norm of at most `most`; gives the norm before."""
