@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: help install proto check test test-faults test-network test-large test-soak test-security pins audit demo
-.PHONY: bench-train bench-round bench-encodings bench-hostile clean
+.PHONY: bench-train bench-round bench-encodings bench-hostile bench-accuracy results clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -34,6 +34,7 @@ check: install  ## ruff, mypy, import-linter, buf
 	MYPYPATH=benchmarks/train $(BIN)/mypy benchmarks/train
 	$(BIN)/mypy benchmarks/round/*.py benchmarks/encodings
 	MYPYPATH=deploy/demo $(BIN)/mypy benchmarks/hostile
+	MYPYPATH=benchmarks/accuracy:deploy/demo $(BIN)/mypy benchmarks/accuracy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/buf lint
 
@@ -66,6 +67,12 @@ bench-encodings: install  ## what encodings of deltas cost in accuracy and bytes
 
 bench-hostile: install  ## what one hostile client of eight does to the others; writes benchmarks/results
 	PYTHONPATH=benchmarks:deploy/demo $(BIN)/python benchmarks/hostile/run.py $(BENCH)
+
+bench-accuracy: install  ## FedPDPO beside its baselines; BENCH=quick (minutes) or full (hours)
+	PYTHONPATH=benchmarks:deploy/demo $(BIN)/python benchmarks/accuracy/run.py $(BENCH)
+
+results: install  ## docs/results.md and its pictures from benchmarks/results/accuracy.json
+	PYTHONPATH=benchmarks:deploy/demo $(BIN)/python benchmarks/accuracy/page.py
 
 test-security: install  ## who gets in, attacks, 200,000 fuzzed inputs; writes benchmarks/results/security.json
 	FEDPDPO_SECURITY=benchmarks/results/security.json FEDPDPO_FUZZ=100000 $(BIN)/pytest \

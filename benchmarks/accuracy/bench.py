@@ -1,0 +1,176 @@
+"""Trains and measures cells, and keeps what they have in common."""
+
+import functools
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from cell import Cell
+from ditto import DittoClient
+from fedpdpo.client.data.preferences import Preference
+from fedpdpo.client.heart import Heart
+from fedpdpo.client.model.backbone import Backbone, load_backbone
+from fedpdpo.client.model.objective import accuracy
+from fedpdpo.client.model.policy import Policy
+from fedpdpo.client.preparation import prepare_all, tokens_of
+from fedpdpo.client.settings import ClientSettings
+from fedpdpo.client.training.evaluation import Margins, margins
+from fedpdpo.client.training.pairset import PairSet
+from fedpdpo.common.run import LoraSettings, MethodSettings, Run
+from fedpdpo.server.settings import ServerSettings
+from methods import METHODS, Configured
+from partitions import SETTINGS, Client, Setting
+from virtual import PATIENT, Place, VirtualClient, VirtualFederation
+
+#: Held-out pairs that a client measures in each round, as the protocol wants it.
+WATCHED = 8
+
+DTYPE = "bfloat16"
+
+
+class Bench:
+    """Runs cells on one core; keeps the backbone in memory and prepared pairs on disk."""
+
+    def __init__(self, *, model: str, data: Path, cache: Path) -> None:
+        torch.set_num_threads(1)
+        self._model = model
+        self._data = data
+        self._cache = cache
+        self._lora: LoraSettings | None = None
+        self._loaded: tuple[Policy, Backbone] | None = None
+        self._checked = False
+
+    def run(self, cell: Cell) -> dict[str, Any]:
+        """Train and measure a cell."""
+        begun = time.perf_counter()
+        setting = SETTINGS[cell.setting]
+        splits = ("tune",) if cell.split == "tune" else ("tune", cell.split)
+        places = self.places(cell, setting, setting.clients(cell.seed, self._data), splits)
+        prepared = time.perf_counter()
+        measured = self._trained(cell, places)
+        return {
+            "cell": cell.told(),
+            "clients": measured,
+            "prepare_s": round(prepared - begun, 1),
+            "seconds": round(time.perf_counter() - prepared, 1),
+        }
+
+    def policy(self, wanted: Configured) -> tuple[Policy, Backbone]:
+        """The backbone with LoRA in it, loaded anew only for another LoRA."""
+        if self._lora != wanted.lora or self._loaded is None:
+            cpu = torch.device("cpu")
+            backbone = load_backbone(self._model, device=cpu, dtype=getattr(torch, DTYPE))
+            run = Run(run_id="0" * 32, model=self._model, lora=wanted.lora, method=wanted.method,
+                      num_rounds=1, seed=0)  # fmt: skip
+            self._loaded = Policy(backbone, run, private_seed=0), backbone
+            self._lora, self._checked = wanted.lora, False
+        policy, backbone = self._loaded
+        return policy.with_private_parts(wanted.method, seed=0), backbone
+
+    def places(
+        self, cell: Cell, setting: Setting, clients: dict[str, Client], splits: tuple[str, ...]
+    ) -> list[Place]:
+        """The clients with reference and trunk of their pairs, computed once for like cells."""
+        policy, backbone = self.policy(cell.configured)
+        kind = f"trunk-{policy.decoder.num_trunk_layers}{'-last' * policy.reads_last}"
+        found = []
+        for name, pairs in clients.items():
+            folder = self._cache / setting.name / f"seed-{cell.seed}" / name / kind
+            folder.mkdir(parents=True, exist_ok=True)
+            settings = ClientSettings(
+                server="none:0", data=folder, state_dir=folder, max_tokens=setting.max_tokens
+            )
+            parts = {"train": pairs["train"], "eval": pairs["tune"][:WATCHED]}
+            parts |= {split: pairs[split] for split in splits}
+            tokens = {
+                part: tokens_of([Preference(one.prompt, one.chosen, one.rejected) for one in some],
+                                backbone, settings)
+                for part, some in parts.items()
+            }  # fmt: skip
+            if not self._checked:
+                policy.check(max(tokens["train"], key=len))
+                self._checked = True
+            heart = Heart(None, every_s=1e9)  # type: ignore[arg-type]
+            with FileLock(folder / "lock"):
+                found.append(Place(name, prepare_all(policy, backbone, tokens, settings, heart)))
+        return found
+
+    @contextmanager
+    def federation(self, cell: Cell, places: list[Place]) -> Iterator[VirtualFederation]:
+        """A federation of these clients that has run to its end; its files go with the block."""
+        wanted = cell.configured
+        policy, backbone = self.policy(wanted)
+        kind = DittoClient if METHODS[cell.method].twin else VirtualClient
+        folder = Path(tempfile.mkdtemp(prefix="fedpdpo-cell-"))
+        try:
+            settings = ServerSettings(
+                state_dir=folder / "server", model=self._model, rounds=cell.rounds,
+                min_clients=len(places), seed=cell.seed, lora=wanted.lora, method=wanted.method,
+                **(PATIENT | wanted.server),
+            )  # fmt: skip
+            settings.state_dir.mkdir()
+            federation = VirtualFederation(folder, settings, policy, backbone, places, kind=kind)
+            federation.run()
+            yield federation
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _trained(self, cell: Cell, places: list[Place]) -> dict[str, Any]:
+        method = METHODS[cell.method]
+        if not method.trains:
+            return {place.name: _by_likelihood(place.sets[cell.split]) for place in places}
+        found: dict[str, Any] = {}
+        for together in [places] if method.shares else [[place] for place in places]:
+            with self.federation(cell, together) as federation:
+                for client in federation.clients:
+                    found[client.name] = _measured(client, cell)
+        return found
+
+
+def _measured(client: VirtualClient, cell: Cell) -> dict[str, Any]:
+    """Accuracies right after the last average, and after the local epoch that follows."""
+    settings, pairs = client.run.method, client.sets[cell.split]
+    measure = functools.partial(margins, client.policy, pairs, settings)
+    marks = cell.split == "test"
+    client.take_last()
+    after = accuracies(measure()[1], settings, marks=marks)
+    client.train_once_more()
+    return {
+        "pairs": len(pairs),
+        "train_pairs": len(client.sets["train"]),
+        "after": after,
+        "local": accuracies(measure()[1], settings, marks=marks),
+        "adapter_bytes": client.state.adapter_path(client.run.num_rounds).stat().st_size,
+    }
+
+
+def accuracies(found: Margins, settings: MethodSettings, *, marks: bool) -> dict[str, Any]:
+    """Accuracies by each reward; with `marks` a letter a pair too: 1 right, 0 wrong, h a tie."""
+    combined = found.combined(settings)
+    shares: dict[str, Any] = {
+        "implicit": accuracy(found.implicit),
+        "explicit": accuracy(found.explicit),
+        "combined": accuracy(combined),
+    }
+    return shares | ({"right": _marks(combined)} if marks else {})
+
+
+def _marks(of: Tensor) -> str:
+    return "".join("1" if one > 0 else "h" if one == 0 else "0" for one in of.tolist())
+
+
+def _by_likelihood(pairs: PairSet) -> dict[str, Any]:
+    """How the base model's own likelihood ranks the pairs; its rewards are zero, all of them."""
+    likelier = pairs.reference_margins.double()
+    share = accuracy(likelier)
+    found = {"implicit": share, "explicit": 0.5, "combined": share, "right": _marks(likelier)}
+    return {"pairs": len(pairs), "train_pairs": 0, "after": found, "local": found,
+            "adapter_bytes": 0}  # fmt: skip

@@ -1,0 +1,101 @@
+"""What the cells come to: means, standard errors, the worst client, paired bootstrap."""
+
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plan import ROWS, SEEDS, Row, mean_accuracy, table_cell
+
+STAGES = ("after", "local")
+KINDS = ("implicit", "explicit", "combined")
+DRAWS = 10_000
+
+_POINTS = {"1": 1.0, "0": 0.0, "h": 0.5}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row's numbers in a setting: means over seeds of means over clients, as shares.
+
+    accuracy[stage][kind]; error[stage] is the standard error over seeds of the combined one; worst
+    is the mean over seeds of the worst client's, at the row's own stage.
+    """
+
+    row: Row
+    accuracy: dict[str, dict[str, float]]
+    error: dict[str, float]
+    worst: float
+    bytes_a_round: float
+    seconds: float
+
+    @property
+    def judged(self) -> float:
+        """The combined accuracy at the row's own stage."""
+        return self.accuracy[self.row.stage]["combined"]
+
+
+def cells_of(found: dict[str, Any], row: Row, setting: str) -> list[dict[str, Any]]:
+    """The row's results in a setting, a seed each; fewer where some were not run."""
+    keys = [table_cell(found, row, setting, seed).key for seed in SEEDS]
+    return [found[key] for key in keys if key in found]
+
+
+def line(row: Row, results: list[dict[str, Any]]) -> Line:
+    """Sum a row's results up. An adapter travels down and a delta up in every round."""
+    clients = [client for result in results for client in result["clients"].values()]
+    shared = row.method.shares and row.method.trains
+    return Line(
+        row,
+        {stage: {kind: fmean(mean_accuracy(result, stage, kind) for result in results)
+                 for kind in KINDS} for stage in STAGES},
+        {stage: standard_error([mean_accuracy(result, stage) for result in results])
+         for stage in STAGES},
+        fmean(min(client[row.stage]["combined"] for client in result["clients"].values())
+              for result in results),
+        2.0 * fmean(client["adapter_bytes"] for client in clients) * shared,
+        fmean(result["seconds"] for result in results),
+    )  # fmt: skip
+
+
+def standard_error(values: list[float]) -> float:
+    """Of a mean over seeds; 0 for a single seed, which tells nothing."""
+    return stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+
+
+def best_baseline(lines: dict[str, Line]) -> Line:
+    """The baseline that is ahead of the others on test, whichever stage it is judged at."""
+    baselines = [one for one in lines.values() if one.row.method.kind == "baseline"]
+    return max(baselines, key=lambda one: one.judged)
+
+
+def paired_bootstrap(
+    ours: list[dict[str, Any]], theirs: list[dict[str, Any]], *, stages: tuple[str, str]
+) -> tuple[float, float, float]:
+    """Difference of two rows' mean accuracies, and the middle 95 % of what resampling gives.
+
+    Each client's pairs are drawn anew, the same for both rows; seeds and clients stay.
+    """
+    rng = np.random.default_rng(0)
+    differences, means = [], []
+    for mine, other in zip(ours, theirs, strict=True):
+        for name, client in mine["clients"].items():
+            one, two = client[stages[0]]["right"], other["clients"][name][stages[1]]["right"]
+            apart = _points(one) - _points(two)
+            drawn = rng.integers(0, len(apart), (DRAWS, len(apart)))
+            means.append(float(apart.mean()))
+            differences.append(apart[drawn].mean(axis=1))
+    low, high = np.quantile(np.mean(differences, axis=0), (0.025, 0.975))
+    return fmean(means), float(low), float(high)
+
+
+def _points(marks: str) -> NDArray[np.float64]:
+    return np.array([_POINTS[mark] for mark in marks])
+
+
+def lines_of(found: dict[str, Any], setting: str) -> dict[str, Line]:
+    """All rows of a setting that have a result."""
+    results = {name: cells_of(found, row, setting) for name, row in ROWS.items()}
+    return {name: line(ROWS[name], some) for name, some in results.items() if some}

@@ -1,0 +1,57 @@
+"""Whether what clients' models write changes as the clients want: length, and VADER's sentiment.
+
+Four film clients, two that prefer warm sentences and two that prefer harsh ones, are trained
+together; then each one's personal model goes on from openings that nobody trained on. VADER is
+Hutto and Gilbert 2014; its compound score runs from -1, harsh, to 1, warm.
+"""
+
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from bench import Bench
+from cell import Cell
+from fedpdpo.client.tool.chat import Speaker
+from partitions import SETTINGS
+from worlds import FILM, pools
+
+SETTING = "film-4-tastes"
+PROMPTS = 100
+NEW_TOKENS = 24
+
+
+def generations(bench: Bench, data: Path, *, rounds: int, rate: float) -> dict[str, Any]:
+    """What the base model and each client's model write: words and sentiment."""
+    cell = Cell(SETTING, "fedpdpo", 0, rounds, rate=rate)
+    setting = SETTINGS[SETTING]
+    places = bench.places(cell, setting, setting.clients(0, data), ())
+    prompts = list(dict.fromkeys(pair.prompt for pair in pools(FILM, data)["test"]))[:PROMPTS]
+    _, backbone = bench.policy(cell.configured)
+    found: dict[str, Any] = {}
+    with bench.federation(cell, places) as federation:
+        for client in federation.clients:
+            client.take_last()
+            path, output = client.policy.decoder.path, backbone.model.get_output_embeddings()
+            speaker = Speaker(
+                client.policy, backbone.tokenizer, max_new_tokens=NEW_TOKENS, temperature=0.0
+            )
+            for name, plain in (("base", True), (client.name, False)):
+                if name not in found:
+                    texts = [speaker.continuation(prompt, plain=plain) for prompt in prompts]
+                    found[name] = _told(texts)
+            backbone.model.set_output_embeddings(output)
+            client.policy.decoder.path = path
+    return {"cell": cell.told(), "prompts": len(prompts), "models": found}
+
+
+def _told(texts: list[str]) -> dict[str, Any]:
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+    judge = SentimentIntensityAnalyzer()
+    scores = [float(judge.polarity_scores(text)["compound"]) for text in texts]
+    return {
+        "words": fmean(len(text.split()) for text in texts),
+        "sentiment": fmean(scores),
+        "sentiment_error": stdev(scores) / len(scores) ** 0.5,
+        "first": texts[:3],
+    }

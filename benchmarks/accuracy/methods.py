@@ -1,0 +1,97 @@
+"""FedPDPO and what it is compared with, each as settings of the same server and client code."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from fedpdpo.common.run import LoraSettings, MethodSettings
+from fedpdpo.server.settings import ServerSettings
+from report import BenchmarkError
+
+#: What a baseline without private parts has.
+BARE: dict[str, Any] = {"head": "frozen", "reward_head": False, "bottleneck": 0}
+
+#: Strength of the proximal terms of FedProx and Ditto.
+MU = 0.1
+
+RATES = ("lora_lr", "head_lr", "bottleneck_lr", "reward_lr")
+
+Kind = Literal["baseline", "ours", "ablation"]
+
+
+#: What of the server's settings a cell may change.
+_SERVER = ("averaging", "server_lr", "sample_fraction")
+
+
+@dataclass(frozen=True)
+class Configured:
+    """A method with every setting told, the product's defaults included."""
+
+    method: MethodSettings
+    lora: LoraSettings
+    server: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """Eight letters that stand for all settings: a changed default changes them."""
+        told = [self.method.model_dump(mode="json"), self.lora.model_dump(mode="json")]
+        defaults = {key: ServerSettings.model_fields[key].default for key in _SERVER}
+        text = json.dumps([*told, defaults | self.server], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table.
+
+    `method` replaces defaults of the product's settings. Without `shares` every client trains in a
+    federation of its own. `twin` gives each client a second, personal LoRA, pulled to the shared
+    one: Ditto. `trains` is false for the base model alone.
+    """
+
+    name: str
+    title: str
+    kind: Kind
+    method: dict[str, Any] = field(default_factory=dict)
+    shares: bool = True
+    twin: bool = False
+    trains: bool = True
+
+    def configured(self, changed: dict[str, Any], *, rate: float) -> "Configured":
+        """The product's settings with some changed and all learning rates times a factor."""
+        method = self.method | {
+            key: value for key, value in changed.items() if key in MethodSettings.model_fields
+        }
+        wanted = MethodSettings(**method)
+        rates = {name: min(1.0, rate * getattr(wanted, name)) for name in RATES}
+        server = {key: value for key, value in changed.items() if key in _SERVER}
+        lora = {key: value for key, value in changed.items() if key in LoraSettings.model_fields}
+        known = {*MethodSettings.model_fields, *server, *lora}
+        if unknown := sorted(changed.keys() - known):
+            raise BenchmarkError(f"no settings: {', '.join(unknown)}")
+        return Configured(MethodSettings(**(method | rates)), LoraSettings(**lora), server)
+
+
+#: A federation of one goes on from its own LoRA, to which its moments belong.
+ALONE: dict[str, Any] = {"lora_moments": "keep"}
+
+METHODS = {
+    one.name: one
+    for one in (
+        Method("base", "base model", "baseline", BARE, trains=False),
+        Method("local", "local-only DPO", "baseline", BARE | ALONE, shares=False),
+        Method("fedavg", "FedAvg-DPO", "baseline", BARE),
+        Method("fedprox", "FedProx-DPO", "baseline", BARE | {"proximal": MU}),
+        Method("ditto", "Ditto", "baseline", BARE, twin=True),
+        Method("fedper", "FedAvg-DPO, private head (FedPer)", "baseline",
+               {"reward_head": False, "bottleneck": 0}),
+        Method("fedrep", "the same, head first (FedRep)", "baseline",
+               {"reward_head": False, "bottleneck": 0, "schedule": "private_then_shared"}),
+        Method("fedpdpo", "FedPDPO", "ours"),
+        Method("less-head", "less private head", "ablation", {"head": "frozen"}),
+        Method("less-reward", "less reward head", "ablation", {"reward_head": False}),
+        Method("less-bottleneck", "less bottleneck adapter", "ablation", {"bottleneck": 0}),
+        Method("less-sharing", "less sharing", "ablation", ALONE, shares=False),
+    )
+}  # fmt: skip

@@ -1,0 +1,170 @@
+"""Who are the clients of a setting: what each of them prefers, drawn by a seed."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from worlds import FILM, SPLITS, Pair, pools
+
+CROSS = ("sentiment", "truthful", "math", "harmless", "pandalm", "chat_zh")
+
+#: Characters of a pair to train on where argument texts are long; longer ones are left out.
+SHORT = 640
+
+#: A client's pairs by split, and what draws all clients by a seed from a folder of pools.
+Client = dict[str, list[Pair]]
+Draw = Callable[[int, Path], dict[str, Client]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A federation's clients and data. `clients(seed, folder)` gives each client's pairs by split.
+
+    `family` is the setting whose tuned learning rates it uses: its own, or that of a smaller one.
+    """
+
+    name: str
+    title: str
+    pools: frozenset[str]
+    draw: Draw
+    family: str
+    max_tokens: int = 256
+    in_table: bool = True
+
+    def clients(self, seed: int, folder: Path) -> dict[str, Client]:
+        """Each client's pairs to train on, tune on and test on; the same for the same seed."""
+        return self.draw(seed, folder)
+
+
+def film(num_clients: int, *, pairs: int, concentration: float = 0.3, held_out: int = 48) -> Draw:
+    """Clients of one world whose tastes differ: label skew.
+
+    Of a client's pairs a share has the warm sentence preferred and the rest the harsh one, drawn
+    from a Dirichlet distribution over the two with this concentration: the smaller, the fewer are
+    of two minds.
+    """
+
+    def draw(seed: int, folder: Path) -> dict[str, Client]:
+        rng = np.random.default_rng(seed)
+        warm = rng.dirichlet((concentration, concentration), num_clients)[:, 0]
+        free = {split: list(found) for split, found in pools(FILM, folder).items()}
+        shuffle = random.Random(seed)
+        for found in free.values():
+            shuffle.shuffle(found)
+        clients = {}
+        for number in range(num_clients):
+            client: Client = {}
+            for split in SPLITS:
+                wanted = pairs if split == "train" else held_out
+                at = number * wanted
+                some = [free[split][one % len(free[split])] for one in range(at, at + wanted)]
+                num_warm = round(float(warm[number]) * wanted)
+                client[split] = [
+                    pair if place < num_warm else pair.swapped() for place, pair in enumerate(some)
+                ]
+            clients[f"film-{number + 1:02d}"] = client
+        return clients
+
+    return draw
+
+
+def tastes(wanted: Sequence[str], *, pairs: int, held_out: int = 48) -> Draw:
+    """Clients of one world, each of one mind: warm or harsh."""
+    alike = film(len(wanted), pairs=pairs, held_out=held_out)
+
+    def draw(seed: int, folder: Path) -> dict[str, Client]:
+        clients = {}
+        warm = {pair.chosen for found in pools(FILM, folder).values() for pair in found}
+        for number, (client, taste) in enumerate(
+            zip(alike(seed, folder).values(), wanted, strict=True), start=1
+        ):
+            clients[f"{taste}-{number}"] = {
+                split: [
+                    pair if (pair.chosen in warm) == (taste == "warm") else pair.swapped()
+                    for pair in some
+                ]
+                for split, some in client.items()
+            }
+        return clients
+
+    return draw
+
+
+def domains(names: Sequence[str], *, pairs: int, held_out: int = 48) -> Draw:
+    """One client a domain."""
+
+    def draw(seed: int, folder: Path) -> dict[str, Client]:
+        return {
+            name: _some(pools(name, folder), seed, pairs=pairs, held_out=held_out) for name in names
+        }
+
+    return draw
+
+
+def annotators(name: str, *, pairs: int, held_out: int = 48, most_chars: int = 10**6) -> Draw:
+    """One client a person."""
+
+    def draw(seed: int, folder: Path) -> dict[str, Client]:
+        found = pools(name, folder)
+        people = sorted({pair.annotator for pair in found["train"]})
+        clients = {}
+        for person in people:
+            own = {
+                split: [
+                    pair
+                    for pair in some
+                    if pair.annotator == person
+                    and (split != "train" or pair.num_chars <= most_chars)
+                ]
+                for split, some in found.items()
+            }
+            clients[person] = _some(own, seed, pairs=pairs, held_out=held_out)
+        return clients
+
+    return draw
+
+
+def _some(found: Client, seed: int, *, pairs: int, held_out: int) -> Client:
+    """The held-out pairs are the same for every seed; those to train on are drawn by it."""
+    client = {}
+    for split in SPLITS:
+        drawn = list(found[split])
+        random.Random(seed if split == "train" else 0).shuffle(drawn)
+        client[split] = drawn[: pairs if split == "train" else held_out]
+    return client
+
+
+SETTINGS = {
+    one.name: one
+    for one in (
+        Setting("film-3", "intra-domain, 3 clients", frozenset({FILM}), film(3, pairs=48),
+                "film-3"),
+        Setting("film-10", "intra-domain, 10 clients", frozenset({FILM}), film(10, pairs=24),
+                "film-3"),
+        Setting("cross-6", "cross-domain, 6 clients", frozenset(CROSS), domains(CROSS, pairs=32),
+                "cross-6", max_tokens=192),
+        Setting("conflict-4", "opposite tastes, 4 personas", frozenset({"persona_say"}),
+                annotators("persona_say", pairs=48), "conflict-4"),
+        Setting("people-4", "4 people", frozenset({"ukp_big4"}),
+                annotators("ukp_big4", pairs=32, most_chars=SHORT), "people-4"),
+        Setting("people-16", "16 people", frozenset({"ukp_users_xt"}),
+                annotators("ukp_users_xt", pairs=16, held_out=16, most_chars=SHORT), "people-4"),
+    )
+}  # fmt: skip
+SETTINGS |= {
+    one.name: one
+    for one in (
+        Setting("film-4-tastes", "4 film clients of one mind each", frozenset({FILM}),
+                tastes(("warm", "warm", "harsh", "harsh"), pairs=48), "film-3", in_table=False),
+        *(Setting(f"film-{k}-of-24", f"{k} film clients of 24 pairs", frozenset({FILM}),
+                  film(k, pairs=24), "film-3", in_table=False) for k in (2, 5, 10, 20)),
+        *(Setting(f"film-5-of-{pairs}", f"5 film clients of {pairs} pairs", frozenset({FILM}),
+                  film(5, pairs=pairs), "film-3", in_table=False) for pairs in (8, 16, 32, 64)),
+        *(Setting(f"film-5-dirichlet-{a:g}", f"5 film clients, Dirichlet({a:g})",
+                  frozenset({FILM}), film(5, pairs=24, concentration=a), "film-3", in_table=False)
+          for a in (0.1, 0.3, 1.0, 10.0)),
+    )
+}  # fmt: skip

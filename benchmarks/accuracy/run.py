@@ -1,0 +1,210 @@
+"""FedPDPO beside its baselines on real preferences that differ from client to client.
+
+    run.py quick     a few methods in one setting with one seed: minutes
+    run.py full      sweeps, tuning, the table, growth, newcomers, generations: hours
+
+Goes on where it was left: results/accuracy.json holds every cell. Settings whose data are not in
+--data are left out, with word of where each can be had. `page.py` makes the page from the results.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from bench import Bench
+from by_wire import same_bits
+from cell import Cell
+from fedpdpo.client.machine import available_cores
+from generations import generations
+from machine import setting as machine_setting
+from model import get_model
+from newcomer import newcomer
+from partitions import SETTINGS
+from plan import (
+    ROUNDS,
+    ROWS,
+    SEEDS,
+    SWEEPS,
+    Opened,
+    chosen_rate,
+    growth_cells,
+    mean_accuracy,
+    sweep_cells,
+    table_cells,
+    tune_cells,
+)
+from report import RESULTS, ROOT, BenchmarkError, Report, console, exit_code
+from worlds import ORIGINS, at_hand
+
+PACKAGES = ("torch", "transformers", "peft", "fedpdpo")
+PHASES = ("sweeps", "tune", "growth", "table", "newcomer", "generation", "processes")
+QUICK = ("base", "local", "fedavg", "fedpdpo", "less-sharing")
+
+_bench: Bench | None = None
+
+
+def main() -> int:
+    """Run the command line; gives the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("extent", nargs="?", choices=("quick", "full"), default="quick")
+    parser.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES),
+                        help="of the full run; all by default")  # fmt: skip
+    parser.add_argument("--sweeps", nargs="+", choices=SWEEPS, default=[], metavar="QUESTION",
+                        help=f"of {', '.join(SWEEPS)}; all by default")  # fmt: skip
+    parser.add_argument("--minutes", type=float, default=0.0,
+                        help="begin no cell after so many minutes; 0: no limit")  # fmt: skip
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--model", type=Path, help="a folder instead of the packaged SmolLM2-135M")
+    parser.add_argument("--workers", type=int, default=available_cores())
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    return exit_code(lambda: bench(args))
+
+
+def bench(args: argparse.Namespace) -> None:
+    """Run what is not there yet."""
+    args.model = args.model or get_model(ROOT / ".cache" / "smollm2-135m-instruct")
+    name = "accuracy.json" if args.extent == "full" else "accuracy-quick.json"
+    runs = Runs(args, Report(args.out / name, cells={}, opened={}))
+    if args.extent == "quick":
+        runs.cells([Cell("film-3", method, 0, 2) for method in QUICK])
+        return
+    for phase in args.phases:
+        runs.phase(phase)
+
+
+class Runs:
+    """Runs cells in processes, one a core, and keeps each result as it comes."""
+
+    def __init__(self, args: argparse.Namespace, report: Report) -> None:
+        self._args = args
+        self._report = report
+        self._ends_at = time.time() + 60 * args.minutes if args.minutes else float("inf")
+        report.content["setting"] = machine_setting(PACKAGES)
+
+    @property
+    def found(self) -> dict[str, Any]:
+        """All cells by key."""
+        cells: dict[str, Any] = self._report.content["cells"]
+        return cells
+
+    def phase(self, name: str) -> None:
+        """Run a phase of the full benchmark. Raises BenchmarkError where an earlier one lacks."""
+        match name:
+            case "sweeps":
+                self.cells(sweep_cells(self._args.sweeps))
+            case "tune":
+                self.cells(tune_cells())
+            case "growth":
+                self.cells(growth_cells(self.found))
+            case "table":
+                opened = Opened(self._report.content["opened"])
+                self.cells(table_cells(self.found, opened))
+            case _:
+                self._extra(name)
+
+    def cells(self, wanted: Iterable[Cell]) -> None:
+        """Run those cells that were not run yet."""
+        by_key = {cell.key: cell for cell in wanted}
+        self._report.write()
+        new = [cell for key, cell in by_key.items() if key not in self.found]
+        with self._pool() as pool:
+            waiting = {
+                pool.submit(_run, cell, self._ends_at): cell for cell in filter(self._has_data, new)
+            }
+            for number, done in enumerate(as_completed(waiting), start=1):
+                result = done.result()
+                if result is not None:
+                    cell = waiting[done]
+                    self.found[cell.key] = result
+                    self._report.write()
+                    console.print(f"{number}/{len(waiting)} {_told(cell, result)}")
+
+    def _extra(self, name: str) -> None:
+        """What is not a cell: newcomers, generations, one row through processes."""
+        kept = self._report.content.setdefault(name, {})
+        rate = chosen_rate(self.found, ROWS["fedpdpo"], "film-3")
+        jobs: dict[str, Callable[[], Any]] = {}
+        with self._pool() as pool:
+            data = self._args.data
+            if name == "newcomer":
+                jobs = {str(seed): partial(pool.submit, _newcomer, data, seed, rate)
+                        for seed in SEEDS}  # fmt: skip
+            elif name == "generation":
+                jobs = {"models": partial(pool.submit, _generations, data, rate)}
+            else:
+                cell = Cell("film-3", "fedpdpo", 0, 2, rate=rate)
+                jobs = {cell.key: partial(pool.submit, _same_bits, cell, self._args.model, data)}
+            submitted = {key: job() for key, job in jobs.items() if key not in kept}
+            for key, future in submitted.items():
+                kept[key] = future.result()
+                self._report.write()
+                console.print(f"{name} {key}: done")
+
+    def _pool(self) -> ProcessPoolExecutor:
+        args = self._args
+        given = (str(args.model), args.data, ROOT / ".cache" / "accuracy")
+        context = get_context("spawn")
+        return ProcessPoolExecutor(args.workers, context, initializer=_begin, initargs=given)
+
+    def _has_data(self, cell: Cell) -> bool:
+        names = SETTINGS[cell.setting].pools
+        if at_hand(set(names), self._args.data):
+            return True
+        console.print(f"{cell.setting} is left out; {self._args.data} lacks some of: "
+                      + "; ".join(ORIGINS[name] for name in sorted(names)))  # fmt: skip
+        return False
+
+
+# --- in a process of the pool ---------------------------------------------------------------------
+
+
+def _begin(model: str, data: Path, cache: Path) -> None:
+    global _bench
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    _bench = Bench(model=model, data=data, cache=cache)
+
+
+def _here() -> Bench:
+    if _bench is None:
+        raise BenchmarkError("this process was not begun")
+    return _bench
+
+
+def _run(cell: Cell, ends_at: float) -> dict[str, Any] | None:
+    return None if time.time() > ends_at else _here().run(cell)
+
+
+def _newcomer(data: Path, seed: int, rate: float) -> dict[str, Any]:
+    return newcomer(_here(), data, seed=seed, rounds=ROUNDS, rate=rate)
+
+
+def _generations(data: Path, rate: float) -> dict[str, Any]:
+    return generations(_here(), data, rounds=ROUNDS, rate=rate)
+
+
+def _same_bits(cell: Cell, model: Path, data: Path) -> dict[str, Any]:
+    return same_bits(_here(), cell, model=model, data=data)
+
+
+def _told(cell: Cell, result: dict[str, Any]) -> str:
+    shares = [
+        f"{stage} " + " ".join(f"{100 * mean_accuracy(result, stage, kind):.1f}"
+                               for kind in ("implicit", "explicit", "combined"))
+        for stage in ("after", "local")
+    ]  # fmt: skip
+    told = f"{cell.key} rate={cell.rate:g} {cell.changed or ''}"
+    return f"{told}: {', '.join(shares)}, {result['seconds']:.0f} s"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

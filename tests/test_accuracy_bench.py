@@ -1,0 +1,210 @@
+"""What the accuracy benchmark rests on: who sees which pairs, what is chosen where, same bits."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench import Bench
+from cell import Cell
+from compare import paired_bootstrap
+from fedpdpo.client.state import ClientState
+from fedpdpo.common.files import sha256_of
+from methods import METHODS
+from partitions import SETTINGS, Setting, annotators
+from plan import RATES, ROUNDS, ROWS, Opened, chosen_rate, table_cell, table_cells
+from processes import stage
+from report import BenchmarkError
+from tiny import save_tiny_model, tiny_records
+from worlds import SPLITS, pools
+
+POOL = "persona_say"
+PEOPLE = {"ada": "warm", "bea": "harsh"}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A pool of two people with opposite tastes, as the benchmark reads it."""
+    for seed, (part, num) in enumerate((("train", 40), ("eval", 60))):
+        lines = [
+            json.dumps(record | {key: record[key].strip() for key in ("chosen", "rejected")}
+                       | {"annotator": name})
+            for name, taste in PEOPLE.items()
+            for record in tiny_records(seed=seed, num=num, taste=taste, opening=f"{part} says")
+        ]  # fmt: skip
+        (tmp_path / f"{POOL}.{part}.jsonl").write_text("\n".join(lines) + "\n")
+    pools.cache_clear()
+    return tmp_path
+
+
+@pytest.fixture
+def setting(monkeypatch: pytest.MonkeyPatch) -> Setting:
+    """The two people as a setting of the table."""
+    found = Setting("two", "two people", frozenset({POOL}), annotators(POOL, pairs=16, held_out=8),
+                    "two")  # fmt: skip
+    monkeypatch.setitem(SETTINGS, "two", found)
+    return found
+
+
+def test_no_pair_of_answers_is_in_two_splits_whoever_prefers_which(data: Path) -> None:
+    found = pools(POOL, data)
+    answers = {
+        split: {(frozenset((pair.chosen, pair.rejected)), pair.prompt) for pair in found[split]}
+        for split in SPLITS
+    }
+    assert all(answers.values())
+    assert not answers["tune"] & answers["test"]
+    assert not answers["train"] & (answers["tune"] | answers["test"])
+
+
+def test_a_seed_draws_the_pairs_to_train_on_and_no_others(data: Path, setting: Setting) -> None:
+    one, again, other = (setting.clients(seed, data) for seed in (0, 0, 1))
+    assert one == again
+    for name in PEOPLE:
+        assert {pair.annotator for some in one[name].values() for pair in some} == {name}
+        assert one[name]["train"] != other[name]["train"]
+        assert one[name]["tune"] == other[name]["tune"]
+        assert one[name]["test"] == other[name]["test"]
+        assert [len(one[name][split]) for split in SPLITS] == [16, 8, 8]
+
+
+def test_data_that_are_missing_are_named_with_where_they_can_be_had(tmp_path: Path) -> None:
+    pools.cache_clear()
+    with pytest.raises(BenchmarkError, match=r"persona_say.train.jsonl is missing: .*anthropics"):
+        pools(POOL, tmp_path)
+
+
+def results(cell: Cell, share: float) -> dict[str, Any]:
+    told = {"combined": share}
+    return {"cell": cell.told(), "clients": {"ada": {"after": told, "local": told}}}
+
+
+def tuned(method: str, shares: dict[float, float]) -> dict[str, Any]:
+    cells = [Cell("two", method, 0, ROUNDS, rate=rate) for rate in shares]
+    return {cell.key: results(cell, shares[cell.rate]) for cell in cells}
+
+
+def test_the_rate_that_was_best_on_tune_is_taken(setting: Setting) -> None:
+    for best in RATES:
+        found = tuned("fedavg", {rate: 0.7 if rate == best else 0.6 for rate in RATES})
+        cell = table_cell(found, ROWS["fedavg"], "two", 1)
+        assert (cell.rate, cell.split, cell.seed) == (best, "test", 1)
+
+
+def test_no_table_before_every_rate_was_tried(setting: Setting) -> None:
+    found = tuned("fedavg", {RATES[0]: 0.6})
+    with pytest.raises(BenchmarkError, match="chosen before test is opened"):
+        chosen_rate(found, ROWS["fedavg"], "two")
+    with pytest.raises(BenchmarkError, match="chosen before test is opened"):
+        list(table_cells(found, Opened({})))
+
+
+def test_test_pairs_are_opened_for_one_configuration_alone() -> None:
+    kept: dict[str, str] = {}
+    cell = Cell("two", "fedavg", 0, ROUNDS, rate=1.0, split="test")
+    Opened(kept).open(ROWS["fedavg"], cell)
+    Opened(kept).open(ROWS["fedavg"], cell)
+    for other in (
+        Cell("two", "fedavg", 0, ROUNDS, rate=2.0, split="test"),
+        Cell("two", "fedavg", 0, ROUNDS, split="test", changed={"beta": 0.3}),
+        Cell("two", "fedavg", 0, ROUNDS + 1, split="test"),
+    ):
+        with pytest.raises(BenchmarkError, match="were opened for"):
+            Opened(kept).open(ROWS["fedavg"], other)
+    Opened(kept).open(ROWS["fedavg-ft"], Cell("two", "fedavg", 0, ROUNDS, rate=2.0, split="test"))
+
+
+def test_a_cells_name_changes_with_any_setting_and_not_with_a_default_that_is_told() -> None:
+    plain = Cell("two", "fedpdpo", 0, ROUNDS)
+    assert plain.key == Cell("two", "fedpdpo", 0, ROUNDS, changed={"averaging": "factors"}).key
+    others = ({"beta": 0.3}, {"averaging": "products"}, {"rank": 4}, {"lora_moments": "keep"})
+    keys = {Cell("two", "fedpdpo", 0, ROUNDS, changed=changed).key for changed in others}
+    assert len(keys | {plain.key, Cell("two", "fedpdpo", 0, ROUNDS, rate=2.0).key}) == 6
+    with pytest.raises(BenchmarkError, match="no settings: betta"):
+        _ = Cell("two", "fedpdpo", 0, ROUNDS, changed={"betta": 1}).key
+
+
+def test_every_method_differs_from_every_other() -> None:
+    told = [
+        (method.configured({}, rate=1.0).method.model_dump_json(), method.shares, method.twin,
+         method.trains)
+        for method in METHODS.values()
+    ]  # fmt: skip
+    assert len(set(told)) == len(METHODS)
+
+
+def marked(**clients: str) -> dict[str, Any]:
+    return {"clients": {name: {"local": {"right": marks}} for name, marks in clients.items()}}
+
+
+def test_the_bootstrap_gives_the_mean_difference_and_an_interval_around_it() -> None:
+    ours = [marked(ada="1111h" * 20, bea="10" * 50)]
+    theirs = [marked(ada="1010h" * 20, bea="10" * 50)]
+    mean, low, high = paired_bootstrap(ours, theirs, stages=("local", "local"))
+    assert mean == pytest.approx(0.2)
+    assert 0.1 < low < 0.2 < high < 0.3
+    assert paired_bootstrap(ours, ours, stages=("local", "local")) == (0, 0, 0)
+
+
+@pytest.mark.system
+def test_one_process_gives_the_bits_that_real_processes_give(
+    tmp_path: Path, data: Path, setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = save_tiny_model(tmp_path / "model")
+    monkeypatch.setattr("bench.DTYPE", "float32")
+    changed = {"layers": "last-2", "rank": 4, "reward_lr": 5e-2, "lora_lr": 1e-2}
+    cell = Cell("two", "fedpdpo", 3, 2, changed=changed)
+    virtual = Bench(model=str(model), data=data, cache=tmp_path / "cache")
+    clients = setting.clients(3, data)
+    with virtual.federation(cell, virtual.places(cell, setting, clients, ())) as federation:
+        adapters = [federation.store.adapter_path(version) for version in range(3)]
+        expected = [sha256_of(path) for path in adapters]
+        expected += [private_digest(one.state.folder, one.name) for one in federation.clients]
+    wanted = cell.configured
+    told: dict[str, Any] = {"LORA__LAYERS": "last-2", "LORA__RANK": 4, "SEED": 3} | {
+        f"METHOD__{key.upper()}": value for key, value in wanted.method.model_dump().items()
+    }
+    for key, value in told.items():
+        monkeypatch.setenv(f"FEDPDPO_SERVER_{key}", str(value))
+    with stage(tmp_path / "real") as on:
+        server, port = on.server("--model", model, "--min-clients", 2, "--rounds", 2)
+        programs = []
+        for name, pairs in clients.items():
+            files = [tmp_path / f"{name}.{part}.jsonl" for part in ("train", "tune")]
+            for file in files:
+                part = file.suffixes[-2].removeprefix(".")
+                file.write_text("".join(pair.record() for pair in pairs[part]))
+            options = ("--eval-data", files[1], "--threads", 1, "--max-tokens", 256)
+            programs.append(on.client(name, port, files[0], *options))
+        assert [program.ends() for program in (*programs, server)] == [0, 0, 0]
+    real = tmp_path / "real"
+    found = [sha256_of(real / "server" / "adapters" / path.name) for path in adapters]
+    found += [private_digest(real / name, name) for name in clients]
+    assert found == expected
+    assert len(set(found)) == len(found)
+
+
+def private_digest(folder: Path, name: str) -> bytes:
+    last = ClientState(folder, client_id=name).last_round()
+    assert last is not None
+    return sha256_of(last[0].delta.with_name("private.safetensors"))
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "base"])
+def test_every_method_learns_the_tastes_of_two_people(
+    tmp_path: Path, data: Path, setting: Setting, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = save_tiny_model(tmp_path / "model")
+    monkeypatch.setattr("bench.DTYPE", "float32")
+    changed = {"layers": "last-2", "rank": 4}
+    rates = {"reward_lr": 5e-2, "lora_lr": 1e-2, "head_lr": 1e-3, "bottleneck_lr": 1e-2}
+    cell = Cell("two", method, 0, 2, changed=changed | rates)
+    result = Bench(model=str(model), data=data, cache=tmp_path / "cache").run(cell)
+    assert result["clients"].keys() == PEOPLE.keys()
+    for client in result["clients"].values():
+        assert 0 <= client["after"]["combined"] <= 1
+        assert client["adapter_bytes"] > 0
+        assert "right" not in client["local"]
+    assert torch.get_num_threads() == 1
