@@ -203,9 +203,8 @@ def packed(
     policy: Policy, pairs: Sequence[PairTokens], *, tokens_per_step: int = TOGETHER
 ) -> list[Entered]:
     """Pairs in as many packs as the budget asks for, without the trunk's states."""
-    numbers, last = range(len(pairs)), policy.reads_last
-    groups = grouped(pairs, numbers, tokens_per_step=tokens_per_step, reads_last=last)
-    return [(pack(pairs, group, device=CPU, reads_last=last), None) for group in groups]
+    groups = grouped(pairs, range(len(pairs)), tokens_per_step=tokens_per_step)
+    return [(pack(pairs, group, device=CPU), None) for group in groups]
 
 
 def plain_numbers(plain: "Plain", pairs: Sequence[PairTokens], run: Run) -> Numbers:
@@ -252,10 +251,15 @@ class Plain:
         self.private = copy.deepcopy(policy.private).double()
 
     def scores(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of answers and rewards of their last states."""
+        """Log-probabilities of answers and rewards of the states that predict their tokens."""
         z = self.private.features(self._forward(rows).hidden_states[-1])
-        last = [len(prompt) + len(answer) - 1 for prompt, answer in rows]
-        return summed(self.private.head(z), rows), self.private.rewards(z[range(len(rows)), last])
+        pooled = []
+        for row, (prompt, answer) in zip(z, rows, strict=True):
+            states = row[len(prompt) - 1 : len(prompt) + len(answer) - 1]
+            pooled.append(states[-1] + states.mean(dim=0))
+        reward = self.private.reward
+        rewards = z.new_zeros(len(rows)) if reward is None else reward(torch.stack(pooled))
+        return summed(self.private.head(z), rows), rewards
 
     def reference_logps(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Tensor:
         """Log-probabilities of answers by the model without LoRA and with its own head."""

@@ -144,7 +144,6 @@ def tiny_pairset(
             folder / f"trunk-{key}",
             key=key,
             hidden=policy.hidden_size,
-            reads_last=policy.reads_last,
             dtype=policy.dtype,
         )
         keep_trunk(

@@ -80,7 +80,7 @@ class Bench:
     ) -> list[Place]:
         """The clients with reference and trunk of their pairs, computed once for like cells."""
         policy, backbone = self.policy(cell.configured)
-        kind = f"trunk-{policy.decoder.num_trunk_layers}{'-last' * policy.reads_last}"
+        kind = f"trunk-{policy.decoder.num_trunk_layers}"
         found = []
         for name, pairs in clients.items():
             folder = self._cache / setting.name / f"seed-{cell.seed}" / name / kind

@@ -63,7 +63,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
     }
     config = policy.peft_model.config
-    once = count(pairs, reads_last=job.private)
+    once = count(pairs)
     write_result(
         figures
         | {
@@ -108,7 +108,6 @@ def prepared_pairs(job: Job, policy: Policy, pairs: Sequence[PairTokens], folder
             key="",
             hidden=policy.hidden_size,
             dtype=policy.dtype,
-            reads_last=policy.reads_last,
         )
         keep_trunk(
             policy,

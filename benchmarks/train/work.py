@@ -75,19 +75,17 @@ class Count:
     states: int
 
 
-def count(pairs: Sequence[PairTokens], *, reads_last: bool) -> Count:
+def count(pairs: Sequence[PairTokens]) -> Count:
     """Count the tokens that these pairs need together."""
     tree = pack(pairs, range(len(pairs)), device=torch.device("cpu"))
-    states = set(tree.states.tolist())
-    read = states | {path[-1] for path in tree.paths if reads_last}
-    needed = {place for path in tree.paths for place in (path if reads_last else path[:-1])}
+    read = tree.states.tolist()
     sees = [position + 1 for position in tree.positions.tolist()]
     return Count(
-        tokens=len(needed),
-        visible=sum(sees[place] for place in needed),
+        tokens=len(sees),
+        visible=sum(sees),
         read=len(read),
         visible_to_read=sum(sees[place] for place in read),
-        states=len(states),
+        states=len(read),
     )
 
 
@@ -107,8 +105,8 @@ def flops_of_job(job: Job, config: Any, *, shared: bool = True) -> float:
     batches = [pairs[start : start + size] for start in range(0, len(pairs), size)]
     once = [pairs] if shared else batches
     trunk = shape.layers - job.last_layers if job.last_layers else 0
-    prepared = sum(_prepare(shape, count(some, reads_last=False)) for some in once)
-    epoch = sum(_step(shape, count(some, reads_last=job.private), trunk, job) for some in batches)
+    prepared = sum(_prepare(shape, count(some)) for some in once)
+    epoch = sum(_step(shape, count(some), trunk, job) for some in batches)
     return prepared + job.epochs * epoch
 
 

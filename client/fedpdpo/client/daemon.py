@@ -132,7 +132,7 @@ def _follow(process: Process, train: Sequence[Preference]) -> None:
         )
     trunk = trunk_cache(policy, backbone, settings, part="train")
     at_once = tokens_per_step(settings, policy)
-    pairs = PairSet(tokens, margins, at_once, policy.reads_last, trunk)
+    pairs = PairSet(tokens, margins, at_once, trunk)
     new_trainer(process, policy, run, pairs, client_id=client_id).follow()
 
 

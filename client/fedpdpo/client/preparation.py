@@ -138,6 +138,5 @@ def trunk_cache(
         folder,
         key=key,
         hidden=policy.hidden_size,
-        reads_last=policy.reads_last,
         dtype=policy.dtype,
     )

@@ -45,8 +45,7 @@ class Pack:
     the tokens of its prompt and itself lie; begins, how many of these an earlier response has made.
     states: (U,), where the hidden states lie that predict response tokens. For each of N response
     tokens: state_of (N,), which of these predicts it; targets (N,), its id; owner (N,), its
-    response. last: (S,), where the final token of each response lies; empty where the final tokens
-    were left out. indices: the pairs' numbers.
+    response. indices: the pairs' numbers.
     """
 
     token_ids: Tensor
@@ -57,7 +56,6 @@ class Pack:
     state_of: Tensor
     targets: Tensor
     owner: Tensor
-    last: Tensor
     indices: tuple[int, ...]
 
     @cached_property
@@ -140,12 +138,10 @@ def pack(
     indices: Sequence[int],
     *,
     device: torch.device,
-    reads_last: bool = True,
 ) -> Pack:
     """Lay the pairs with these numbers into one forest.
 
-    The final token of a response predicts nothing. Unless a reward head `reads_last`, it is left
-    out of the sequence.
+    The final token of a response predicts nothing and is left out of the sequence.
     """
     forest = _Forest()
     paths: list[tuple[int, ...]] = []
@@ -157,7 +153,7 @@ def pack(
     for index in indices:
         tokens = pairs[index]
         responses = (tokens.chosen, tokens.rejected)
-        for response, ids in zip(responses, _both(tokens, reads_last=reads_last), strict=True):
+        for response, ids in zip(responses, _both(tokens), strict=True):
             begins.append(forest.known(ids))
             path = forest.add(ids)
             first = len(tokens.prompt) - 1
@@ -177,7 +173,6 @@ def pack(
         state_of=torch.tensor(state_of, device=device),
         targets=torch.tensor(targets, device=device),
         owner=torch.tensor(owner, device=device),
-        last=torch.tensor([path[-1] for path in paths if reads_last], device=device),
         indices=tuple(indices),
     )
 
@@ -187,7 +182,6 @@ def grouped(
     indices: Sequence[int],
     *,
     tokens_per_step: int,
-    reads_last: bool = True,
 ) -> list[list[int]]:
     """Divide pairs, in their order, into groups whose packs have at most `tokens_per_step` tokens.
 
@@ -196,7 +190,7 @@ def grouped(
     groups: list[list[int]] = []
     forest = _Forest()
     for index in indices:
-        both = _both(pairs[index], reads_last=reads_last)
+        both = _both(pairs[index])
         if not groups or len(forest.token_ids) + forest.new(*both) > tokens_per_step:
             groups.append([])
             forest = _Forest()
@@ -206,15 +200,14 @@ def grouped(
     return groups
 
 
-def num_tokens(pair: PairTokens, *, reads_last: bool = True) -> int:
+def num_tokens(pair: PairTokens) -> int:
     """How many tokens the pack of one pair has."""
-    return _Forest().new(*_both(pair, reads_last=reads_last))
+    return _Forest().new(*_both(pair))
 
 
-def _both(pair: PairTokens, *, reads_last: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _both(pair: PairTokens) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """What the two responses of a pair bring into the forest, each with the prompt."""
-    chosen, rejected = (*pair.prompt, *pair.chosen), (*pair.prompt, *pair.rejected)
-    return (chosen, rejected) if reads_last else (chosen[:-1], rejected[:-1])
+    return (*pair.prompt, *pair.chosen[:-1]), (*pair.prompt, *pair.rejected[:-1])
 
 
 class _Forest:

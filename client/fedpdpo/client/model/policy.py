@@ -20,7 +20,7 @@ from fedpdpo.client.model.logps import response_logps
 from fedpdpo.client.model.lora import lora_parameters, with_lora
 from fedpdpo.client.model.objective import PairScores
 from fedpdpo.client.model.packing import Pack, pack
-from fedpdpo.client.model.private import PrivateHead, PrivateParts
+from fedpdpo.client.model.private import PrivateHead, PrivateParts, pooled
 from fedpdpo.common.errors import BadModel, BadState
 from fedpdpo.common.log import fields
 from fedpdpo.common.run import MethodSettings, Run
@@ -76,11 +76,6 @@ class Policy:
         return lora_parameters(self.peft_model)
 
     @property
-    def reads_last(self) -> bool:
-        """Whether a reward head reads the final token of each response."""
-        return self.private.reward is not None
-
-    @property
     def is_personal(self) -> bool:
         """Whether there are private parts; without them it is the global model."""
         return any(parameter.requires_grad for parameter in self.private.parameters())
@@ -119,9 +114,10 @@ class Policy:
         """
         z = self.private.features(h) if personalized else h
         head = self.private.head if personalized else self.pretrained
-        logps = response_logps(z[batch.states], head, batch)
-        if personalized and self.reads_last:
-            rewards = self.private.rewards(z[batch.last])
+        states = z[batch.states]
+        logps = response_logps(states, head, batch)
+        if personalized and self.private.reward is not None:
+            rewards = self.private.reward(pooled(states, batch))
         else:
             rewards = torch.zeros_like(logps)
         return PairScores(logps[0::2], logps[1::2], rewards[0::2], rewards[1::2])
@@ -176,11 +172,11 @@ class Policy:
     def _of_responses(self, pair: PairTokens) -> list[Tensor]:
         batch = pack([pair], [0], device=self.device)
         h = self.hidden(batch)
-        return [h[list(path[len(pair.prompt) :])] for path in batch.paths]
+        return [h[list(path[len(pair.prompt) - 1 :])] for path in batch.paths]
 
     def _alone(self, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
-        ids = torch.tensor([*prompt, *response], device=self.device)
-        return self.decoder.alone(ids).float()[len(prompt) :]
+        ids = torch.tensor([*prompt, *response[:-1]], device=self.device)
+        return self.decoder.alone(ids).float()[len(prompt) - 1 :]
 
 
 def _shares(h: Tensor, expected: Tensor) -> Tensor:

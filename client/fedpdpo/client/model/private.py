@@ -1,7 +1,7 @@
 """The private parts of a client: bottleneck adapter, LLM head, explicit reward head.
 
-Shapes: N positions, H hidden size, V vocabulary, M bottleneck width, R head rank. Numbers in
-brackets are the equations of docs/method.md. All parameters are float32.
+Shapes: U states, S responses, H hidden size, V vocabulary, M bottleneck width, R head rank. Numbers
+in brackets are the equations of docs/method.md. All parameters are float32.
 """
 
 from typing import Literal
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedpdpo.client.model.packing import Pack
 from fedpdpo.common.run import MethodSettings
 
 
@@ -60,16 +61,28 @@ class PrivateHead(nn.Module):
         return logits
 
 
+def pooled(states: Tensor, pack: Pack) -> Tensor:
+    """What the reward head reads of each response [6]: the last of its states plus their mean.
+
+    A response's states are those that predict its tokens. Shapes: (U, H) -> (S, H).
+    """
+    counts = torch.bincount(pack.owner, minlength=len(pack.paths))
+    sums = states.new_zeros(len(pack.paths), states.shape[1])
+    sums = sums.index_add(0, pack.owner, states[pack.state_of])
+    last = pack.state_of[counts.cumsum(0) - 1]
+    return states[last] + sums / counts[:, None]
+
+
 class RewardHead(nn.Module):
-    """r_exp = v . z_last [6], from zero; a bias would cancel in every margin, so there is none."""
+    """r_exp = v . pooled z [6], from zero; a bias would cancel in every margin: there is none."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
         self.v = nn.Parameter(torch.zeros(hidden))
 
-    def forward(self, z_last: Tensor) -> Tensor:
-        """Shapes: (P, H) -> (P,)."""
-        return z_last @ self.v
+    def forward(self, z: Tensor) -> Tensor:
+        """Shapes: (S, H) -> (S,)."""
+        return z @ self.v
 
 
 class PrivateParts(nn.Module):
@@ -88,7 +101,3 @@ class PrivateParts(nn.Module):
     def features(self, h: Tensor) -> Tensor:
         """Z from h. Shapes: (..., H) -> (..., H)."""
         return h if self.bottleneck is None else self.bottleneck(h)
-
-    def rewards(self, z_last: Tensor) -> Tensor:
-        """Explicit rewards; zero where there is no reward head. Shapes: (P, H) -> (P,)."""
-        return z_last.new_zeros(len(z_last)) if self.reward is None else self.reward(z_last)

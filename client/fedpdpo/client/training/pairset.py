@@ -30,14 +30,12 @@ class PairSet:
     """Pairs with what never changes about them.
 
     reference_margins: (P,), log pi_ref(chosen) - log pi_ref(rejected) in nats, on the CPU.
-    reads_last: whether packs hold the final tokens of responses. trunk: the trunk's states of those
-    pairs that fit into its budget.
+    trunk: the trunk's states of those pairs that fit into its budget.
     """
 
     pairs: Sequence[PairTokens]
     reference_margins: Tensor
     tokens_per_step: int
-    reads_last: bool
     trunk: TrunkCache | None = None
 
     def __len__(self) -> int:
@@ -50,10 +48,8 @@ class PairSet:
         kept = [index for index in indices if self._entering(index) is not None]
         others = [index for index in indices if self._entering(index) is None]
         for some in (kept, others):
-            for group in grouped(
-                self.pairs, some, tokens_per_step=self.tokens_per_step, reads_last=self.reads_last
-            ):
-                batch = pack(self.pairs, group, device=device, reads_last=self.reads_last)
+            for group in grouped(self.pairs, some, tokens_per_step=self.tokens_per_step):
+                batch = pack(self.pairs, group, device=device)
                 yield batch, self._joined(batch) if some is kept else None
 
     def _entering(self, index: int) -> Tensor | None:
@@ -83,10 +79,8 @@ def keep_trunk(
     """
 
     def compute(numbers: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
-        for group in grouped(
-            pairs, numbers, tokens_per_step=tokens_per_step, reads_last=policy.reads_last
-        ):
-            batch = pack(pairs, group, device=policy.device, reads_last=policy.reads_last)
+        for group in grouped(pairs, numbers, tokens_per_step=tokens_per_step):
+            batch = pack(pairs, group, device=policy.device)
             states = policy.entering(batch).cpu()
             for index, rows in zip(group, batch.rows, strict=True):
                 yield index, states[rows]
@@ -110,7 +104,7 @@ def prepare(
     """
     unknown = [number for number, pair in enumerate(pairs) if not reference.known(pair)]
     advance(len(pairs) - len(unknown))
-    prepared = PairSet(pairs, torch.zeros(0), tokens_per_step, policy.reads_last, trunk)
+    prepared = PairSet(pairs, torch.zeros(0), tokens_per_step, trunk)
     saved = time.monotonic()
     for batch, entering in prepared.packs(unknown, device=policy.device):
         scores = policy.reference_scores(batch, entering)

@@ -32,14 +32,11 @@ Compute = Callable[[Sequence[int]], Iterable[tuple[int, Tensor]]]
 class TrunkCache:
     """Trunk states of pairs by their tokens; those of other pairs must be computed."""
 
-    def __init__(
-        self, folder: Path, *, key: str, hidden: int, dtype: torch.dtype, reads_last: bool
-    ) -> None:
+    def __init__(self, folder: Path, *, key: str, hidden: int, dtype: torch.dtype) -> None:
         self._folder = folder
-        self._key = f"{key} {hidden} {dtype} {reads_last}"
+        self._key = f"{key} {hidden} {dtype}"
         self._hidden = hidden
         self._dtype = dtype
-        self._reads_last = reads_last
         self._states: dict[bytes, Tensor] = self._open()
 
     @property
@@ -98,7 +95,7 @@ class TrunkCache:
         parts: dict[bytes, slice] = {}
         end = 0
         for number, pair in enumerate(pairs):
-            digest, length = pair_digest(pair), num_tokens(pair, reads_last=self._reads_last)
+            digest, length = pair_digest(pair), num_tokens(pair)
             if digest not in numbers and (end + length) * width <= budget_bytes:
                 numbers[digest] = number
                 parts[digest] = slice(end, end + length)
