@@ -42,9 +42,9 @@ def data(tmp_path: Path) -> Path:
 @pytest.fixture
 def setting(monkeypatch: pytest.MonkeyPatch) -> Setting:
     """The two people as a setting of the table."""
-    found = Setting("two", "two people", frozenset({POOL}), annotators(POOL, pairs=16, held_out=8),
-                    "two")  # fmt: skip
+    found = Setting("two", "two people", frozenset({POOL}), annotators(POOL, pairs=16, held_out=8))
     monkeypatch.setitem(SETTINGS, "two", found)
+    monkeypatch.setattr("plan.TUNED_IN", ("two",))
     return found
 
 
@@ -96,7 +96,7 @@ def test_the_rate_that_was_best_on_tune_is_taken(setting: Setting) -> None:
 def test_no_table_before_every_rate_was_tried(setting: Setting) -> None:
     found = tuned("fedavg", {RATES[0]: 0.6})
     with pytest.raises(BenchmarkError, match="chosen before test is opened"):
-        chosen_rate(found, ROWS["fedavg"], "two")
+        chosen_rate(found, ROWS["fedavg"])
     with pytest.raises(BenchmarkError, match="chosen before test is opened"):
         list(table_cells(found, Opened({})))
 
@@ -119,10 +119,17 @@ def test_test_pairs_are_opened_for_one_configuration_alone() -> None:
 def test_a_cells_name_changes_with_any_setting_and_not_with_a_default_that_is_told() -> None:
     plain = Cell("two", "fedpdpo", 0, ROUNDS)
     assert plain.key == Cell("two", "fedpdpo", 0, ROUNDS, changed={"averaging": "factors"}).key
-    others = ({"beta": 0.3}, {"averaging": "products"}, {"rank": 4}, {"lora_moments": "keep"})
+    others = (
+        {"beta": 0.3},
+        {"alpha": 2.0},
+        {"lora.alpha": 2.0},
+        {"averaging": "products"},
+        {"lora.rank": 4},
+        {"lora_moments": "keep"},
+    )
     keys = {Cell("two", "fedpdpo", 0, ROUNDS, changed=changed).key for changed in others}
-    assert len(keys | {plain.key, Cell("two", "fedpdpo", 0, ROUNDS, rate=2.0).key}) == 6
-    with pytest.raises(BenchmarkError, match="no settings: betta"):
+    assert len(keys | {plain.key, Cell("two", "fedpdpo", 0, ROUNDS, rate=2.0).key}) == 8
+    with pytest.raises(BenchmarkError, match="betta is no setting"):
         _ = Cell("two", "fedpdpo", 0, ROUNDS, changed={"betta": 1}).key
 
 
@@ -154,7 +161,7 @@ def test_one_process_gives_the_bits_that_real_processes_give(
 ) -> None:
     model = save_tiny_model(tmp_path / "model")
     monkeypatch.setattr("bench.DTYPE", "float32")
-    changed = {"layers": "last-2", "rank": 4, "reward_lr": 5e-2, "lora_lr": 1e-2}
+    changed = {"lora.layers": "last-2", "lora.rank": 4, "reward_lr": 5e-2, "lora_lr": 1e-2}
     cell = Cell("two", "fedpdpo", 3, 2, changed=changed)
     virtual = Bench(model=str(model), data=data, cache=tmp_path / "cache")
     clients = setting.clients(3, data)
@@ -198,7 +205,7 @@ def test_every_method_learns_the_tastes_of_two_people(
 ) -> None:
     model = save_tiny_model(tmp_path / "model")
     monkeypatch.setattr("bench.DTYPE", "float32")
-    changed = {"layers": "last-2", "rank": 4}
+    changed = {"lora.layers": "last-2", "lora.rank": 4}
     rates = {"reward_lr": 5e-2, "lora_lr": 1e-2, "head_lr": 1e-3, "bottleneck_lr": 1e-2}
     cell = Cell("two", method, 0, 2, changed=changed | rates)
     result = Bench(model=str(model), data=data, cache=tmp_path / "cache").run(cell)

@@ -8,7 +8,10 @@ from methods import METHODS, Configured
 
 @dataclass(frozen=True)
 class Cell:
-    """`rate` multiplies all learning rates; `changed` are settings other than the defaults."""
+    """`rate` multiplies all learning rates; `changed` are settings other than the defaults.
+
+    Without `local` it ends right after the last average; else a local epoch follows.
+    """
 
     setting: str
     method: str
@@ -16,6 +19,7 @@ class Cell:
     rounds: int
     rate: float = 1.0
     split: str = "tune"
+    local: bool = True
     changed: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -27,7 +31,7 @@ class Cell:
     def key(self) -> str:
         """The cell's name among the results. Other settings, or other defaults, give another."""
         return (f"{self.split} {self.setting} {self.method} seed={self.seed} "
-                f"rounds={self.rounds} {self.configured.digest}")  # fmt: skip
+                f"rounds={self.rounds}{'+1' * self.local} {self.configured.digest}")  # fmt: skip
 
     def told(self) -> dict[str, Any]:
         """The cell as the results keep it."""

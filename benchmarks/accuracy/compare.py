@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plan import ROWS, SEEDS, Row, mean_accuracy, table_cell
+from report import BenchmarkError
 
 STAGES = ("after", "local")
 KINDS = ("implicit", "explicit", "combined")
@@ -96,6 +97,13 @@ def _points(marks: str) -> NDArray[np.float64]:
 
 
 def lines_of(found: dict[str, Any], setting: str) -> dict[str, Line]:
-    """All rows of a setting that have a result."""
-    results = {name: cells_of(found, row, setting) for name, row in ROWS.items()}
-    return {name: line(ROWS[name], some) for name, some in results.items() if some}
+    """All rows of a setting whose rates were chosen and that have a result."""
+    lines = {}
+    for name, row in ROWS.items():
+        try:
+            results = cells_of(found, row, setting)
+        except BenchmarkError:
+            continue
+        if results:
+            lines[name] = line(row, results)
+    return lines

@@ -22,6 +22,7 @@ Kind = Literal["baseline", "ours", "ablation"]
 
 #: What of the server's settings a cell may change.
 _SERVER = ("averaging", "server_lr", "sample_fraction")
+_LORA = "lora."
 
 
 @dataclass(frozen=True)
@@ -59,17 +60,22 @@ class Method:
     trains: bool = True
 
     def configured(self, changed: dict[str, Any], *, rate: float) -> "Configured":
-        """The product's settings with some changed and all learning rates times a factor."""
-        method = self.method | {
-            key: value for key, value in changed.items() if key in MethodSettings.model_fields
-        }
+        """The product's settings with some changed and all learning rates times a factor.
+
+        Names are those of the method's settings, `lora.NAME`, or some of the server's.
+        """
+        method, lora, server = dict(self.method), {}, {}
+        for name, value in changed.items():
+            if name in MethodSettings.model_fields:
+                method[name] = value
+            elif name in _SERVER:
+                server[name] = value
+            elif name.startswith(_LORA):
+                lora[name.removeprefix(_LORA)] = value
+            else:
+                raise BenchmarkError(f"{name} is no setting")
         wanted = MethodSettings(**method)
         rates = {name: min(1.0, rate * getattr(wanted, name)) for name in RATES}
-        server = {key: value for key, value in changed.items() if key in _SERVER}
-        lora = {key: value for key, value in changed.items() if key in LoraSettings.model_fields}
-        known = {*MethodSettings.model_fields, *server, *lora}
-        if unknown := sorted(changed.keys() - known):
-            raise BenchmarkError(f"no settings: {', '.join(unknown)}")
         return Configured(MethodSettings(**(method | rates)), LoraSettings(**lora), server)
 
 

@@ -74,7 +74,7 @@ def _joined(
     for epoch in range(1, EPOCHS + 1):
         train_round(own, pairs, run.model_copy(update={"method": method}), optimizer,
                     seed=seed, round_number=epoch)  # fmt: skip
-    return accuracies(margins(own, place.sets["test"], method)[1], method, marks=False)
+    return accuracies(margins(own, place.sets["test"], method)[0], method, marks=False)
 
 
 def _first(pairs: PairSet, num: int) -> PairSet:

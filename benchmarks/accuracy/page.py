@@ -14,7 +14,6 @@ from report import RESULTS, ROOT, console
 from sweeps import growth_points, sweep_points
 
 PAGE = ROOT / "docs" / "results.md"
-PICTURES = ROOT / "docs" / "pictures"
 TEXT = Path(__file__).with_name("page.md")
 OURS = "fedpdpo"
 
@@ -22,14 +21,22 @@ OURS = "fedpdpo"
 def main() -> int:
     """Write the page; gives the exit code."""
     results = json.loads((RESULTS / "accuracy.json").read_text(encoding="utf-8"))
+    write(results, PAGE)
+    console.print(f"wrote {PAGE}")
+    return 0
+
+
+def write(results: dict[str, Any], page: Path) -> None:
+    """Write the page of these results, and its pictures beside it."""
     found = results["cells"]
     settings = [one.name for one in SETTINGS.values() if one.in_table]
     lines = {name: lines_of(found, name) for name in settings}
     lines = {name: some for name, some in lines.items() if OURS in some}
-    PICTURES.mkdir(exist_ok=True)
-    draw_table(lines, PICTURES / "table.svg")
-    draw_sweeps(sweep_points(found), PICTURES / "sweeps.svg")
-    draw_growth(growth_points(found), PICTURES / "growth.svg")
+    pictures = page.parent / "pictures"
+    pictures.mkdir(exist_ok=True)
+    draw_table(lines, pictures / "table.svg")
+    draw_sweeps(sweep_points(found), pictures / "sweeps.svg")
+    draw_growth(growth_points(found), pictures / "growth.svg")
     parts = {
         "headline": headline(found, lines),
         "tables": "\n\n".join(table(SETTINGS[name].title, some) for name, some in lines.items()),
@@ -44,9 +51,7 @@ def main() -> int:
     text = TEXT.read_text(encoding="utf-8")
     for name, content in parts.items():
         text = text.replace(f"{{{{{name}}}}}", content)
-    PAGE.write_text(text, encoding="utf-8")
-    console.print(f"wrote {PAGE}")
-    return 0
+    page.write_text(text, encoding="utf-8")
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:
@@ -90,7 +95,7 @@ def gap(found: dict[str, Any], setting: str, ours: Row, other: Row) -> tuple[flo
 
 def apart(found: dict[str, Any], lines: dict[str, dict[str, Line]]) -> str:
     """FedPDPO beside the best baseline and each row less a part, setting by setting."""
-    rows = []
+    rows: list[list[str]] = []
     for setting, some in lines.items():
         best = best_baseline(some)
         cells = [SETTINGS[setting].title, str(best.row)]
@@ -105,6 +110,8 @@ def apart(found: dict[str, Any], lines: dict[str, dict[str, Line]]) -> str:
 
 def headline(found: dict[str, Any], lines: dict[str, dict[str, Line]]) -> str:
     """FedPDPO ahead of the best baseline, averaged over the settings."""
+    if not lines:
+        return "The table was not run yet."
     ahead = [
         gap(found, name, ROWS[OURS], best_baseline(some).row)[0] for name, some in lines.items()
     ]

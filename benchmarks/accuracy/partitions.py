@@ -11,6 +11,8 @@ from worlds import FILM, SPLITS, Pair, pools
 
 CROSS = ("sentiment", "truthful", "math", "harmless", "pandalm", "chat_zh")
 
+SOME_DOMAINS = ("sentiment", "truthful", "harmless")
+
 #: Characters of a pair to train on where argument texts are long; longer ones are left out.
 SHORT = 640
 
@@ -21,16 +23,12 @@ Draw = Callable[[int, Path], dict[str, Client]]
 
 @dataclass(frozen=True)
 class Setting:
-    """A federation's clients and data. `clients(seed, folder)` gives each client's pairs by split.
-
-    `family` is the setting whose tuned learning rates it uses: its own, or that of a smaller one.
-    """
+    """A federation's clients and their data; `in_table` says whether it belongs to the table."""
 
     name: str
     title: str
     pools: frozenset[str]
     draw: Draw
-    family: str
     max_tokens: int = 256
     in_table: bool = True
 
@@ -137,34 +135,34 @@ def _some(found: Client, seed: int, *, pairs: int, held_out: int) -> Client:
     return client
 
 
+def _of_films(name: str, title: str, draw: Draw, *, in_table: bool = False) -> Setting:
+    return Setting(name, title, frozenset({FILM}), draw, in_table=in_table)
+
+
+#: The settings of the table, and others for sweeps, growth and generations.
 SETTINGS = {
     one.name: one
     for one in (
-        Setting("film-3", "intra-domain, 3 clients", frozenset({FILM}), film(3, pairs=48),
-                "film-3"),
-        Setting("film-10", "intra-domain, 10 clients", frozenset({FILM}), film(10, pairs=24),
-                "film-3"),
-        Setting("cross-6", "cross-domain, 6 clients", frozenset(CROSS), domains(CROSS, pairs=32),
-                "cross-6", max_tokens=192),
+        _of_films("film-3", "intra-domain, 3 clients", film(3, pairs=48), in_table=True),
+        _of_films("film-10", "intra-domain, 10 clients", film(10, pairs=24, held_out=32),
+                  in_table=True),
+        Setting("cross-6", "cross-domain, 6 clients", frozenset(CROSS),
+                domains(CROSS, pairs=24, held_out=32), max_tokens=160),
         Setting("conflict-4", "opposite tastes, 4 personas", frozenset({"persona_say"}),
-                annotators("persona_say", pairs=48), "conflict-4"),
+                annotators("persona_say", pairs=48)),
         Setting("people-4", "4 people", frozenset({"ukp_big4"}),
-                annotators("ukp_big4", pairs=32, most_chars=SHORT), "people-4"),
+                annotators("ukp_big4", pairs=32, most_chars=SHORT)),
         Setting("people-16", "16 people", frozenset({"ukp_users_xt"}),
-                annotators("ukp_users_xt", pairs=16, held_out=16, most_chars=SHORT), "people-4"),
-    )
-}  # fmt: skip
-SETTINGS |= {
-    one.name: one
-    for one in (
-        Setting("film-4-tastes", "4 film clients of one mind each", frozenset({FILM}),
-                tastes(("warm", "warm", "harsh", "harsh"), pairs=48), "film-3", in_table=False),
-        *(Setting(f"film-{k}-of-24", f"{k} film clients of 24 pairs", frozenset({FILM}),
-                  film(k, pairs=24), "film-3", in_table=False) for k in (2, 5, 10, 20)),
-        *(Setting(f"film-5-of-{pairs}", f"5 film clients of {pairs} pairs", frozenset({FILM}),
-                  film(5, pairs=pairs), "film-3", in_table=False) for pairs in (8, 16, 32, 64)),
-        *(Setting(f"film-5-dirichlet-{a:g}", f"5 film clients, Dirichlet({a:g})",
-                  frozenset({FILM}), film(5, pairs=24, concentration=a), "film-3", in_table=False)
-          for a in (0.1, 0.3, 1.0, 10.0)),
+                annotators("ukp_users_xt", pairs=16, held_out=16, most_chars=SHORT)),
+        Setting("cross-3", "cross-domain, 3 clients", frozenset(SOME_DOMAINS),
+                domains(SOME_DOMAINS, pairs=24, held_out=32), max_tokens=160, in_table=False),
+        _of_films("film-4-tastes", "4 film clients of one mind each",
+                  tastes(("warm", "warm", "harsh", "harsh"), pairs=48)),
+        *(_of_films(f"film-{k}-of-24", f"{k} film clients", film(k, pairs=24))
+          for k in (2, 5, 10, 20)),
+        *(_of_films(f"film-5-of-{pairs}", f"5 film clients of {pairs} pairs", film(5, pairs=pairs))
+          for pairs in (8, 16, 32, 64)),
+        *(_of_films(f"film-5-dirichlet-{a:g}", f"5 film clients, Dirichlet({a:g})",
+                    film(5, pairs=24, concentration=a)) for a in (0.1, 0.3, 1.0, 10.0)),
     )
 }  # fmt: skip

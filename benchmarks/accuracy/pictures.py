@@ -66,7 +66,7 @@ def draw_sweeps(questions: dict[str, dict[str, Point]], path: Path) -> None:
         axes.set_ylim(-0.5, len(names) - 0.3)
         axes.set_title(question)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel("accuracy on tune after a local epoch, %")
+    figure.supxlabel("accuracy on tune after aggregation, %")
     _save(figure, path)
 
 

@@ -18,8 +18,10 @@ from report import BenchmarkError
 ROUNDS = 4
 SEEDS = (0, 1, 2)
 
-#: What each method's rates are multiplied by on tune; the same budget for all.
+#: What each method's rates are multiplied by on tune, and in which settings: the same budget for
+#: all. What is best over both together is taken everywhere.
 RATES = (0.5, 1.0, 2.0)
+TUNED_IN = ("film-3", "conflict-4")
 
 #: A row of the table: what is trained, and the moment at which it is judged and tuned. FedAvg is
 #: judged as it comes from the server, FedAvg-FT after a local epoch.
@@ -69,24 +71,38 @@ class Opened:
             )
 
 
-#: A question, and the changes of FedPDPO's settings that answer it; the first is the default.
+#: The settings that each sweep starts from and changes one of.
+SWEPT_FROM: dict[str, Any] = {
+    "objective": "combined", "alpha": 1.0, "beta": 0.1, "schedule": "joint", "head": "lowrank",
+    "bottleneck": 64, "lora_moments": "restart", "lora_lr": 2e-4, "head_lr": 2.5e-5,
+    "bottleneck_lr": 5e-4, "reward_lr": 5e-3,
+}  # fmt: skip
+
+#: A question, and the changes that answer it; the first of each is no change.
 SWEEPS: dict[str, dict[str, dict[str, Any]]] = {
     "objective": {
         f"{objective}, alpha {alpha:g}": {"objective": objective, "alpha": alpha}
-        for objective in ("combined", "separate")
-        for alpha in (0.3, 1.0, 3.0)
+        for objective, alpha in (
+            ("combined", 1.0),
+            ("combined", 0.3),
+            ("combined", 3.0),
+            ("separate", 1.0),
+        )
     },
-    "rate of the reward head": {f"{lr:g}": {"reward_lr": lr} for lr in (1e-3, 5e-3, 2e-2)},
-    "rate of LoRA": {f"{lr:g}": {"lora_lr": lr} for lr in (5e-5, 2e-4, 8e-4)},
-    "beta": {f"{beta:g}": {"beta": beta} for beta in (0.03, 0.1, 0.3)},
+    "rate of the reward head": {f"{lr:g}": {"reward_lr": lr} for lr in (5e-3, 1e-3, 2e-2)},
+    "rate of LoRA": {f"{lr:g}": {"lora_lr": lr} for lr in (2e-4, 8e-4, 3e-3)},
+    "rate of the head": {f"{lr:g}": {"head_lr": lr} for lr in (2.5e-5, 2e-4, 1e-3)},
+    "rate of the adapter": {f"{lr:g}": {"bottleneck_lr": lr} for lr in (5e-4, 3e-3)},
+    "beta": {f"{beta:g}": {"beta": beta} for beta in (0.1, 0.03, 0.3)},
     "schedule": {one: {"schedule": one} for one in ("joint", "private_then_shared")},
-    "head": {one: {"head": one} for one in ("full", "lowrank", "frozen")},
-    "adapter width": {f"{width}": {"bottleneck": width} for width in (0, 16, 64, 256)},
+    "head": {one: {"head": one} for one in ("lowrank", "full", "frozen")},
+    "adapter width": {f"{width}": {"bottleneck": width} for width in (64, 0, 256)},
     "averaging": {one: {"averaging": one} for one in ("factors", "products")},
     "moments of LoRA": {one: {"lora_moments": one} for one in ("restart", "keep")},
 }
-SWEPT_IN = ("film-3", "conflict-4", "cross-6")
-SWEEP_SEEDS = (0, 1)
+
+#: Where they are tried: settings, and seeds of each.
+SWEPT_IN = {"film-10": (0, 1), "cross-3": (0,)}
 
 #: How accuracy grows: the settings or rounds along each axis, and the methods compared.
 GROWTH_METHODS = ("fedavg", "less-sharing", "fedpdpo")
@@ -102,26 +118,34 @@ def sweep_cells(questions: Collection[str] = ()) -> Iterator[Cell]:
     """Each answer to each of these questions, or to all of them, on tune."""
     for question in questions or SWEEPS:
         for changed in SWEEPS[question].values():
-            for setting in SWEPT_IN:
-                for seed in SWEEP_SEEDS:
-                    yield Cell(setting, "fedpdpo", seed, ROUNDS, changed=changed)
+            for setting, seeds in SWEPT_IN.items():
+                for seed in seeds:
+                    yield sweep_cell(setting, seed, changed)
+
+
+def sweep_cell(setting: str, seed: int, changed: dict[str, Any]) -> Cell:
+    """An answer in a setting: it is judged right after the last average."""
+    return Cell(setting, "fedpdpo", seed, ROUNDS, local=False, changed=SWEPT_FROM | changed)
 
 
 def tune_cells() -> Iterator[Cell]:
-    """Each method with each rate in the settings that others take their rates from."""
-    families = dict.fromkeys(setting.family for setting in SETTINGS.values() if setting.in_table)
+    """Each method that trains, with each rate."""
     for method in METHODS.values():
-        for family in families:
-            for rate in RATES if method.trains else RATES[:1]:
-                yield Cell(family, method.name, 0, ROUNDS, rate=rate)
+        for rate in RATES if method.trains else ():
+            yield from tried(method, rate)
+
+
+def tried(method: Method, rate: float) -> list[Cell]:
+    """The cells by which a rate of a method is judged."""
+    return [Cell(setting, method.name, 0, ROUNDS, rate=rate) for setting in TUNED_IN]
 
 
 def growth_cells(found: dict[str, Any]) -> Iterator[Cell]:
-    """Along each axis, on tune, at the rates tuned for the film sentences."""
+    """Along each axis, on tune."""
     for points in GROWTH.values():
         for setting, rounds in points.values():
             for name in GROWTH_METHODS:
-                rate = chosen_rate(found, ROWS[name], setting)
+                rate = chosen_rate(found, ROWS[name])
                 yield Cell(setting, name, 0, rounds, rate=rate)
 
 
@@ -137,20 +161,21 @@ def table_cells(found: dict[str, Any], opened: Opened) -> Iterator[Cell]:
 
 def table_cell(found: dict[str, Any], row: Row, setting: str, seed: int) -> Cell:
     """A row's cell. Raises BenchmarkError before its rate is chosen."""
-    rate = chosen_rate(found, row, setting)
+    rate = chosen_rate(found, row)
     return Cell(setting, row.method.name, seed, ROUNDS, rate=rate, split="test")
 
 
-def chosen_rate(found: dict[str, Any], row: Row, setting: str) -> float:
+def chosen_rate(found: dict[str, Any], row: Row) -> float:
     """The factor that was best on tune. Raises BenchmarkError where a factor was not tried."""
     if not row.method.trains:
         return 1.0
-    family = SETTINGS[setting].family
-    tried = {rate: Cell(family, row.method.name, 0, ROUNDS, rate=rate).key for rate in RATES}
-    missing = [key for key in tried.values() if key not in found]
+    keys = {rate: [cell.key for cell in tried(row.method, rate)] for rate in RATES}
+    missing = [key for some in keys.values() for key in some if key not in found]
     if missing:
         raise BenchmarkError(f"rates are chosen before test is opened; not tried yet: {missing[0]}")
-    return max(tried, key=lambda rate: mean_accuracy(found[tried[rate]], row.stage))
+    return max(
+        keys, key=lambda rate: fmean(mean_accuracy(found[key], row.stage) for key in keys[rate])
+    )
 
 
 def mean_accuracy(result: dict[str, Any], stage: str, kind: str = "combined") -> float:

@@ -132,7 +132,7 @@ class Runs:
     def _extra(self, name: str) -> None:
         """What is not a cell: newcomers, generations, one row through processes."""
         kept = self._report.content.setdefault(name, {})
-        rate = chosen_rate(self.found, ROWS["fedpdpo"], "film-3")
+        rate = chosen_rate(self.found, ROWS["fedpdpo"])
         jobs: dict[str, Callable[[], Any]] = {}
         with self._pool() as pool:
             data = self._args.data
@@ -200,7 +200,7 @@ def _told(cell: Cell, result: dict[str, Any]) -> str:
     shares = [
         f"{stage} " + " ".join(f"{100 * mean_accuracy(result, stage, kind):.1f}"
                                for kind in ("implicit", "explicit", "combined"))
-        for stage in ("after", "local")
+        for stage in (("after", "local") if cell.local else ("after",))
     ]  # fmt: skip
     told = f"{cell.key} rate={cell.rate:g} {cell.changed or ''}"
     return f"{told}: {', '.join(shares)}, {result['seconds']:.0f} s"

@@ -9,20 +9,19 @@ from compare import standard_error
 from plan import (
     GROWTH,
     GROWTH_METHODS,
-    ROUNDS,
     ROWS,
-    SWEEP_SEEDS,
     SWEEPS,
     SWEPT_IN,
     chosen_rate,
     mean_accuracy,
+    sweep_cell,
 )
 from report import BenchmarkError
 
 
 @dataclass(frozen=True)
 class Point:
-    """An answer's combined accuracy after a local epoch, by setting, and the error over seeds."""
+    """An answer's combined accuracy after aggregation, by setting, and the error over seeds."""
 
     by_setting: dict[str, float]
     error: float
@@ -34,21 +33,24 @@ class Point:
 
 
 def sweep_points(found: dict[str, Any]) -> dict[str, dict[str, Point]]:
-    """Each question's answers that were run in all settings."""
+    """Each question's answers that were run in all settings with all seeds."""
     points: dict[str, dict[str, Point]] = {}
     for question, answers in SWEEPS.items():
         for name, changed in answers.items():
-            by_seed = [
-                [Cell(setting, "fedpdpo", seed, ROUNDS, changed=changed).key
-                 for setting in SWEPT_IN] for seed in SWEEP_SEEDS
-            ]  # fmt: skip
-            if all(key in found for keys in by_seed for key in keys):
-                shares = [[mean_accuracy(found[key], "local") for key in keys] for keys in by_seed]
-                by_setting = {
-                    setting: fmean(row[number] for row in shares)
-                    for number, setting in enumerate(SWEPT_IN)
-                }
-                error = standard_error([fmean(row) for row in shares])
+            cells = [
+                sweep_cell(setting, seed, changed)
+                for setting, seeds in SWEPT_IN.items()
+                for seed in seeds
+            ]
+            if all(cell.key in found for cell in cells):
+                shares = {
+                    setting: [mean_accuracy(found[cell.key], "after")
+                              for cell in cells if cell.setting == setting]
+                    for setting in SWEPT_IN
+                }  # fmt: skip
+                errors = [standard_error(some) for some in shares.values()]
+                error = sum(one**2 for one in errors) ** 0.5 / len(errors)
+                by_setting = {setting: fmean(some) for setting, some in shares.items()}
                 points.setdefault(question, {})[name] = Point(by_setting, error)
     return points
 
@@ -61,7 +63,7 @@ def growth_points(found: dict[str, Any]) -> dict[str, dict[str, dict[str, float]
             shares = {}
             for method in GROWTH_METHODS:
                 try:
-                    rate = chosen_rate(found, ROWS[method], setting)
+                    rate = chosen_rate(found, ROWS[method])
                 except BenchmarkError:
                     continue
                 key = Cell(setting, method, 0, rounds, rate=rate).key

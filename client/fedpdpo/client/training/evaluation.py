@@ -1,6 +1,6 @@
 """Held-out preference accuracy, margin and loss of a policy [9]."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -39,27 +39,23 @@ def margins(
     pairs: PairSet,
     method: MethodSettings,
     *,
+    personalized: Collection[bool] = (True,),
     advance: Callable[[int], None] = lambda _: None,
-) -> tuple[Margins, Margins]:
-    """Margins by the policy with its present LoRA: as the global model and personalised.
-
-    Where it has no private parts the two are one and are computed once.
-    """
-    views = (False, True) if policy.is_personal else (False,)
-    found = {view: torch.zeros(2, len(pairs), dtype=torch.float64) for view in views}
+) -> list[Margins]:
+    """Margins by the policy with its present LoRA, for each view: personalised or global."""
+    found = {view: torch.zeros(2, len(pairs), dtype=torch.float64) for view in personalized}
     with torch.no_grad():
         for batch, entering in pairs.packs(range(len(pairs)), device=policy.device):
             h = policy.hidden(batch, entering)
             numbers = list(batch.indices)
             reference = pairs.reference_margins[numbers].to(policy.device)
-            for personalized, rows in found.items():
-                scores = policy.scores(batch, h, personalized=personalized)
+            for view, rows in found.items():
+                scores = policy.scores(batch, h, personalized=view)
                 implicit = implicit_margin(scores, reference, beta=method.beta)
                 rows[0, numbers] = implicit.double().cpu()
                 rows[1, numbers] = explicit_margin(scores).double().cpu()
             advance(len(numbers))
-    shared = Margins(*found[False])
-    return shared, Margins(*found[True]) if policy.is_personal else shared
+    return [Margins(*rows) for rows in found.values()]
 
 
 def evaluate(
@@ -69,10 +65,14 @@ def evaluate(
     *,
     advance: Callable[[int], None] = lambda _: None,
 ) -> tuple[Metrics, Metrics]:
-    """Measure the policy with its present LoRA: as the global model and personalised."""
-    shared, personal = margins(policy, pairs, method, advance=advance)
-    measured = _metrics(shared, method)
-    return measured, measured if personal is shared else _metrics(personal, method)
+    """Measure the policy with its present LoRA: as the global model and personalised.
+
+    Where it has no private parts the two are one and are computed once.
+    """
+    views = (False, True) if policy.is_personal else (False,)
+    found = margins(policy, pairs, method, personalized=views, advance=advance)
+    measured = [_metrics(one, method) for one in found]
+    return measured[0], measured[-1]
 
 
 def _metrics(found: Margins, method: MethodSettings) -> Metrics:

@@ -1,0 +1,97 @@
+"""The page of results: every number on it comes from the cells."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import page
+from cell import Cell
+from compare import best_baseline, lines_of
+from partitions import SETTINGS
+from plan import (
+    GROWTH,
+    GROWTH_METHODS,
+    RATES,
+    ROUNDS,
+    ROWS,
+    SEEDS,
+    Opened,
+    growth_cells,
+    sweep_cells,
+    table_cells,
+    tune_cells,
+)
+
+MACHINE = {"cpu": "a processor", "cores": 2, "torch": "2"}
+
+
+def result(cell: Cell, right: int) -> dict[str, Any]:
+    """Two clients that rank so many of 20 pairs right after the average, one more later."""
+    stages = {
+        stage: {"implicit": 0.5, "explicit": 0.5, "combined": num / 20,
+                "right": "1" * num + "0" * (20 - num)}
+        for stage, num in (("after", right), ("local", right + 1))
+    }  # fmt: skip
+    client = {"pairs": 20, "train_pairs": 10, "adapter_bytes": 2**20} | stages
+    return {"cell": cell.told(), "clients": {"ada": client, "bea": client},
+            "prepare_s": 1.0, "seconds": 2.0}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, Any]:
+    """All cells: FedPDPO ranks 17 of 20 right, local-only 15, the others 12, each rate alike."""
+    ranks = {"fedpdpo": 17, "local": 15}
+    found: dict[str, Any] = {}
+    for cells in (tune_cells(), sweep_cells()):
+        found |= {cell.key: result(cell, ranks.get(cell.method, 12)) for cell in cells}
+    for cell in (*growth_cells(found), *table_cells(found, Opened({}))):
+        found[cell.key] = result(cell, ranks.get(cell.method, 12))
+    return {"cells": found, "setting": MACHINE}
+
+
+def test_a_row_sums_up_its_seeds_and_clients(results: dict[str, Any]) -> None:
+    lines = lines_of(results["cells"], "film-3")
+    assert lines.keys() == ROWS.keys()
+    assert lines["fedpdpo"].accuracy["after"]["combined"] == pytest.approx(17 / 20)
+    assert lines["fedpdpo"].judged == pytest.approx(18 / 20)
+    assert lines["fedavg"].judged == pytest.approx(12 / 20)
+    assert lines["fedavg-ft"].judged == pytest.approx(13 / 20)
+    assert lines["fedpdpo"].error["local"] == 0
+    assert lines["fedpdpo"].bytes_a_round == 2 * 2**20
+    assert lines["less-sharing"].bytes_a_round == lines["local"].bytes_a_round == 0
+    assert best_baseline(lines).row.name == "local"
+
+
+def test_the_page_tells_what_the_cells_say(tmp_path: Path, results: dict[str, Any]) -> None:
+    page.write(results, tmp_path / "results.md")
+    text = (tmp_path / "results.md").read_text(encoding="utf-8")
+    assert "{{" not in text
+    assert "ranks 90.0 % of held-out pairs" in text
+    assert "each setting 80.0 %: +10.0 points" in text
+    assert text.count("| **FedPDPO** | 85.0 ± 0.0 | 90.0 ± 0.0 |") == len(
+        [one for one in SETTINGS.values() if one.in_table]
+    )
+    assert "local-only DPO | +10.0 (" in text
+    for name in ("table", "sweeps", "growth"):
+        assert (tmp_path / "pictures" / f"{name}.svg").stat().st_size > 10_000
+        assert f"pictures/{name}.svg" in text
+
+
+def test_a_page_can_be_made_before_the_table_was_run(tmp_path: Path) -> None:
+    page.write({"cells": {}, "setting": MACHINE}, tmp_path / "results.md")
+    assert "The table was not run yet." in (tmp_path / "results.md").read_text(encoding="utf-8")
+
+
+def test_the_plan_asks_each_method_for_as_much() -> None:
+    cells = list(tune_cells())
+    methods = {cell.method for cell in cells}
+    assert methods == {row.method.name for row in ROWS.values() if row.method.trains}
+    per_method = [sum(cell.method == method for cell in cells) for method in methods]
+    assert set(per_method) == {len(cells) // len(methods)}
+    assert {cell.split for cell in cells} == {"tune"}
+    assert {cell.rounds for cell in cells} == {ROUNDS}
+    assert len(RATES) * len(methods) <= len(cells)
+    assert len(SEEDS) >= 3
+    assert all(method in ROWS for method in GROWTH_METHODS)
+    assert all(setting in SETTINGS for some in GROWTH.values() for setting, _ in some.values())
