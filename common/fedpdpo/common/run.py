@@ -57,7 +57,7 @@ class MethodSettings(Closed):
     schedule: Literal["joint", "private_then_shared"] = Field(
         "joint", description="train all at once, or the private parts first and then LoRA"
     )
-    head: Literal["full", "lowrank", "frozen"] = Field("full", description="private LLM head")
+    head: Literal["full", "lowrank", "frozen"] = Field("lowrank", description="private LLM head")
     head_rank: int = Field(16, ge=1, le=_MOST, description="rank of a lowrank head")
     bottleneck: int = Field(
         64, ge=0, le=_MOST, description="width M of the bottleneck adapter; 0: none"
