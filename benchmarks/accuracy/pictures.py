@@ -44,7 +44,7 @@ def draw_table(lines: dict[str, dict[str, Line]], path: Path) -> None:
 
 
 def draw_sweeps(questions: dict[str, dict[str, Point]], path: Path) -> None:
-    """A panel a question: each answer's mean accuracy, with the standard error over seeds."""
+    """A panel a question: each answer's mean accuracy, with the error of its difference."""
     if not questions:
         return
     columns = 3
@@ -65,6 +65,7 @@ def draw_sweeps(questions: dict[str, dict[str, Point]], path: Path) -> None:
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(-0.5, len(names) - 0.3)
         axes.set_title(question)
+        axes.tick_params(labelbottom=True)
         axes.spines[["top", "right"]].set_visible(False)
     figure.supxlabel("accuracy on tune after aggregation, %")
     _save(figure, path)

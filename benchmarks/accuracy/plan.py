@@ -93,7 +93,7 @@ SWEEPS: dict[str, dict[str, dict[str, Any]]] = {
     "rate of LoRA": {f"{lr:g}": {"lora_lr": lr} for lr in (2e-4, 8e-4, 3e-3)},
     "rate of the head": {f"{lr:g}": {"head_lr": lr} for lr in (2.5e-5, 2e-4, 1e-3)},
     "rate of the adapter": {f"{lr:g}": {"bottleneck_lr": lr} for lr in (5e-4, 3e-3)},
-    "beta": {f"{beta:g}": {"beta": beta} for beta in (0.1, 0.03, 0.3)},
+    "beta": {f"{beta:g}": {"beta": beta} for beta in (0.1, 0.01, 0.03, 0.3)},
     "schedule": {one: {"schedule": one} for one in ("joint", "private_then_shared")},
     "head": {one: {"head": one} for one in ("lowrank", "full", "frozen")},
     "adapter width": {f"{width}": {"bottleneck": width} for width in (64, 0, 256)},

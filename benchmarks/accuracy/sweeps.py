@@ -18,10 +18,16 @@ from plan import (
 )
 from report import BenchmarkError
 
+#: Accuracies by setting, one a seed.
+Shares = dict[str, list[float]]
+
 
 @dataclass(frozen=True)
 class Point:
-    """An answer's combined accuracy after aggregation, by setting, and the error over seeds."""
+    """An answer's combined accuracy after aggregation, by setting.
+
+    error: the standard error, over seeds, of its difference from the question's first answer.
+    """
 
     by_setting: dict[str, float]
     error: float
@@ -33,26 +39,35 @@ class Point:
 
 
 def sweep_points(found: dict[str, Any]) -> dict[str, dict[str, Point]]:
-    """Each question's answers that were run in all settings with all seeds."""
+    """Each question's answers that were run in all settings, where there are two or more."""
     points: dict[str, dict[str, Point]] = {}
     for question, answers in SWEEPS.items():
-        for name, changed in answers.items():
-            cells = [
-                sweep_cell(setting, seed, changed)
-                for setting, seeds in SWEPT_IN.items()
-                for seed in seeds
-            ]
-            if all(cell.key in found for cell in cells):
-                shares = {
-                    setting: [mean_accuracy(found[cell.key], "after")
-                              for cell in cells if cell.setting == setting]
-                    for setting in SWEPT_IN
-                }  # fmt: skip
-                errors = [standard_error(some) for some in shares.values()]
-                error = sum(one**2 for one in errors) ** 0.5 / len(errors)
-                by_setting = {setting: fmean(some) for setting, some in shares.items()}
-                points.setdefault(question, {})[name] = Point(by_setting, error)
+        told = {name: _shares(found, changed) for name, changed in answers.items()}
+        whole = {name: shares for name, shares in told.items() if shares}
+        if len(whole) > 1:
+            first = next(iter(whole.values()))
+            points[question] = {name: _point(shares, first) for name, shares in whole.items()}
     return points
+
+
+def _shares(found: dict[str, Any], changed: dict[str, Any]) -> Shares:
+    """An answer's accuracies by setting and seed; none where one was not run."""
+    shares: Shares = {}
+    for setting, seeds in SWEPT_IN.items():
+        keys = [sweep_cell(setting, seed, changed).key for seed in seeds]
+        if any(key not in found for key in keys):
+            return {}
+        shares[setting] = [mean_accuracy(found[key], "after") for key in keys]
+    return shares
+
+
+def _point(shares: Shares, first: Shares) -> Point:
+    errors = [
+        standard_error([one - other for one, other in zip(some, first[setting], strict=True)])
+        for setting, some in shares.items()
+    ]
+    by_setting = {setting: fmean(some) for setting, some in shares.items()}
+    return Point(by_setting, sum(error**2 for error in errors) ** 0.5 / len(errors))
 
 
 def growth_points(found: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
