@@ -95,7 +95,7 @@ def write_preferences(
 def tiny_run(*, last_layers: int = 2, **method: Any) -> Run:
     """A run with a small LoRA and learning rates for so small a model."""
     rates = {"lora_lr": 1e-2, "head_lr": 1e-3, "bottleneck_lr": 1e-2, "reward_lr": 5e-2}
-    settings = MethodSettings(**(rates | {"bottleneck": 8} | method))
+    settings = MethodSettings(**(rates | {"bottleneck": 8, "head": "full"} | method))
     lora = LoraSettings(rank=4, layers=f"last-{last_layers}" if last_layers else "all")
     return Run(run_id="0" * 32, model="tiny", lora=lora, method=settings, num_rounds=3, seed=0)
 
