@@ -65,7 +65,8 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--model", type=Path, help="a folder instead of the packaged SmolLM2-135M")
     parser.add_argument("--workers", type=int, default=available_cores())
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path,
+                        help="benchmarks/results; for quick runs/bench-accuracy")  # fmt: skip
     args = parser.parse_args()
     return exit_code(lambda: bench(args))
 
@@ -73,8 +74,8 @@ def main() -> int:
 def bench(args: argparse.Namespace) -> None:
     """Run what is not there yet."""
     args.model = args.model or get_model(ROOT / ".cache" / "smollm2-135m-instruct")
-    name = "accuracy.json" if args.extent == "full" else "accuracy-quick.json"
-    runs = Runs(args, Report(args.out / name, cells={}, opened={}))
+    out = args.out or (RESULTS if args.extent == "full" else ROOT / "runs" / "bench-accuracy")
+    runs = Runs(args, Report(out / "accuracy.json", cells={}, opened={}))
     if args.extent == "quick":
         runs.cells([Cell("film-3", method, 0, 2) for method in QUICK])
         return
