@@ -1,6 +1,7 @@
 """Attention by plain products beside torch's own, and who computes float32 products."""
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -72,3 +73,13 @@ def test_rounded_products_are_set_back(switch: Any, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(products, "_EXACT", 0.0)
     assert not prefer_onednn()
     assert switch.fp32_precision == "none"
+
+
+def test_a_torch_without_the_switch_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    without = SimpleNamespace(is_available=lambda: True)
+    monkeypatch.setattr(torch.backends, "mkldnn", without)
+    assert not prefer_onednn()
+    without.matmul = SimpleNamespace(fp32_precision="none")
+    without.is_available = lambda: False
+    assert not prefer_onednn()
+    assert without.matmul.fp32_precision == "none"

@@ -24,7 +24,10 @@ def prefer_onednn() -> bool:
     over also lets it round to bfloat16 where the processor has units for that, so it is set back
     where a product turns out to be rounded.
     """
-    switch: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    onednn: Any = torch.backends.mkldnn
+    switch = getattr(onednn, "matmul", None)
+    if not hasattr(switch, "fp32_precision") or not onednn.is_available():
+        return False  # before torch 2.9, or without oneDNN
     before = switch.fp32_precision
     draw = torch.Generator().manual_seed(0)
     one, other = (torch.randn(128, 512, generator=draw) for _ in range(2))
