@@ -98,6 +98,27 @@ def test_a_mean_that_is_not_finite_is_refused(tmp_path: Path) -> None:
         dict(averaged_products(adapter, deltas, LAYOUT, server_lr=1.0))
 
 
+RAGGED = {
+    "a matrix alone": ((A, (3, 7)),),
+    "two A": ((A, (3, 7)), ("m.0.v.lora_A.weight", (3, 2))),
+    "ranks that differ": ((A, (3, 7)), (B, (5, 4))),
+}
+
+
+@pytest.mark.parametrize("shapes", RAGGED.values(), ids=RAGGED)
+def test_a_layout_that_is_not_of_layers_is_refused_before_it_can_stop_the_server(
+    tmp_path: Path, new_world: NewWorld, shapes: tuple[tuple[str, tuple[int, ...]], ...]
+) -> None:
+    layout = LoraLayout(shapes)
+    world = new_world(averaging="products")
+    with pytest.raises(BadPayload, match=r"not the two matrices|no other matrix"):
+        world.join("eve", layout=layout)
+    world.join("ada")
+    adapter = written(tmp_path, "x", {name: np.ones(shape, np.float32) for name, shape in shapes})
+    with pytest.raises(BadPayload, match=r"not the two matrices|no other matrix"):
+        dict(averaged_products(adapter, [], layout, server_lr=1.0))
+
+
 def test_a_run_averages_what_its_setting_says(new_world: NewWorld) -> None:
     world = new_world(averaging="products", norm_bound=0)
     begin(world, "ada", "bea")

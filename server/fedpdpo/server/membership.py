@@ -11,6 +11,7 @@ from fedpdpo.common.run import Run
 from fedpdpo.server.averaging import initial_adapter
 from fedpdpo.server.federation import Federation
 from fedpdpo.server.ledger import Ledger
+from fedpdpo.server.product_averaging import layers_of
 from fedpdpo.server.settings import ServerSettings
 from fedpdpo.server.steps import write_adapter
 from fedpdpo.server.store import ClientRow
@@ -57,7 +58,8 @@ def join(federation: Federation, client: Newcomer) -> tuple[Run, ClientRow]:
     """Enter a client, or enter it again; gives the run, and what was agreed.
 
     Raises Mismatch for another backbone, tokenizer or layout than the run's, or for a newcomer
-    when the run has ended; StorageFull.
+    when the run has ended; BadPayload where the rule of averages cannot do with the
+    layout; StorageFull.
     """
     with federation.lock:
         run = federation.run
@@ -101,6 +103,8 @@ def _fixed(federation: Federation, ledger: Ledger, client: Newcomer) -> Run:
     size, most = Contents.of(client.layout).num_bytes, federation.settings.max_adapter_mib
     if size > most * 2**20:
         raise BadRequest(f"an adapter of {size} bytes; this run takes {most} MiB at most")
+    if federation.settings.averaging == "products":
+        layers_of(client.layout)
     specs = [{"name": name, "shape": shape} for name, shape in client.layout.shapes]
     fixed = {
         "backbone_fingerprint": client.backbone_fingerprint,

@@ -27,17 +27,15 @@ def averaged_products(
     Without any delta it is the same adapter. Gives its tensors by name in the layout's order.
     Raises BadPayload where one is not finite, or LoRA's matrices do not come in pairs.
     """
+    layers = layers_of(layout)
     present = TensorReader(adapter)
     counting = [delta for delta in deltas if delta.scale]
     total = sum(delta.weight for delta in counting)
     readers = [decoder(TensorReader(delta.path), layout) for delta in counting]
-    names = [name for name, _ in layout.shapes]
     if not counting:
-        yield from ((name, present.read(name)) for name in names)
+        yield from ((name, present.read(name)) for name, _ in layout.shapes)
         return
-    for a_name, b_name in zip(names[::2], names[1::2], strict=True):
-        if not a_name.endswith(_A) or b_name != a_name.removesuffix(_A) + _B:
-            raise BadPayload(f"{a_name} and {b_name} are not the two matrices of a layer")
+    for a_name, b_name in layers:
         a, b = (present.read(name).astype(np.float64) for name in (a_name, b_name))
         rows, columns = [a], [(1 - server_lr) * b]
         for delta, read in zip(counting, readers, strict=True):
@@ -53,6 +51,19 @@ def averaged_products(
             yield name, following
 
 
+def layers_of(layout: LoraLayout) -> list[tuple[str, str]]:
+    """Each layer's two names, A and B. Raises BadPayload where matrices are not such pairs."""
+    shapes = dict(layout.shapes)
+    names = list(shapes)
+    layers = list(zip(names[::2], names[1::2], strict=False))
+    for a, b in layers:
+        if not a.endswith(_A) or b != a.removesuffix(_A) + _B or shapes[a][0] != shapes[b][1]:
+            raise BadPayload(f"{a} and {b} are not the two matrices of a layer")
+    if len(names) % 2:
+        raise BadPayload(f"{names[-1]} has no other matrix")
+    return layers
+
+
 def _cut(rows: Exact, columns: Exact, *, like: Exact) -> tuple[Exact, Exact]:
     """The matrices A (R, I) and B (O, R) whose product is nearest to columns @ rows.
 
@@ -64,7 +75,7 @@ def _cut(rows: Exact, columns: Exact, *, like: Exact) -> tuple[Exact, Exact]:
     try:
         left, left_factor = np.linalg.qr(columns)
         right, right_factor = np.linalg.qr(rows.T)
-        u, sizes, v = np.linalg.svd(left_factor @ right_factor.T)
+        u, sizes, v = np.linalg.svd(left_factor @ right_factor.T, full_matrices=False)
     except np.linalg.LinAlgError as error:
         raise BadPayload(f"the mean of the products cannot be cut to a rank: {error}") from error
     length = float(np.linalg.norm(like) / rank**0.5) or 1.0
