@@ -128,7 +128,8 @@ class Killed(Exception):
 def test_a_round_that_was_cut_off_goes_on_from_the_step_saved_last_to_the_same_bits(
     model: Path, tmp_path: Path, moments: Moments, schedule: str
 ) -> None:
-    method: dict[str, Any] = {"local_epochs": 2, "schedule": schedule, "lr_schedule": "cosine"}
+    method: dict[str, Any] = {"local_epochs": 2, "schedule": schedule, "lr_schedule": "cosine",
+                              "proximal": 0.1, "lora_moments": "keep"}  # fmt: skip
     steady, killed, resumed = (
         Trained(model, tmp_path, head_moments=moments, **method) for _ in range(3)
     )

@@ -25,7 +25,7 @@ def generations(bench: Bench, data: Path, *, rounds: int, rate: float) -> dict[s
     cell = Cell(SETTING, "fedpdpo", 0, rounds, rate=rate)
     setting = SETTINGS[SETTING]
     places = bench.places(cell, setting, setting.clients(0, data), ())
-    prompts = list(dict.fromkeys(pair.prompt for pair in pools(FILM, data)["test"]))[:PROMPTS]
+    prompts = list(dict.fromkeys(pair.prompt for pair in pools(FILM, data)["tune"]))[:PROMPTS]
     _, backbone = bench.policy(cell.configured)
     found: dict[str, Any] = {}
     with bench.federation(cell, places) as federation:

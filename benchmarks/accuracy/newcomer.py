@@ -36,7 +36,7 @@ def newcomer(bench: Bench, data: Path, *, seed: int, rounds: int, rate: float) -
     setting = SETTINGS[SETTING]
     clients = setting.clients(seed, data)
     places = bench.places(cell, setting, clients, ())
-    (own,) = bench.places(cell, setting, {NAME: _pairs_of(clients, data, seed)}, ("test",))
+    (own,) = bench.places(cell, setting, {NAME: _pairs_of(clients, data, seed)}, ("tune",))
     found: dict[str, Any] = {}
     with bench.federation(cell, places) as federation:
         policy, _ = bench.policy(cell.configured)
@@ -52,11 +52,9 @@ def newcomer(bench: Bench, data: Path, *, seed: int, rounds: int, rate: float) -
 def _pairs_of(clients: dict[str, Client], data: Path, seed: int) -> Client:
     """Pairs that no client of the federation trains on."""
     taken = {pair.prompt for client in clients.values() for pair in client["train"]}
-    taken |= {pair.swapped().prompt for client in clients.values() for pair in client["train"]}
     film = pools(FILM, data)
     free = [pair for pair in film["train"] if pair.prompt not in taken]
-    wanted = {"train": free[: max(PAIRS)], "tune": film["tune"][:HELD_OUT],
-              "test": film["test"][:HELD_OUT]}  # fmt: skip
+    wanted = {"train": free[: max(PAIRS)], "tune": film["tune"][:HELD_OUT]}
     if seed % 2:
         wanted = {split: [pair.swapped() for pair in some] for split, some in wanted.items()}
     return wanted
@@ -74,7 +72,7 @@ def _joined(
     for epoch in range(1, EPOCHS + 1):
         train_round(own, pairs, run.model_copy(update={"method": method}), optimizer,
                     seed=seed, round_number=epoch)  # fmt: skip
-    return accuracies(margins(own, place.sets["test"], method)[0], method, marks=False)
+    return accuracies(margins(own, place.sets["tune"], method)[0], method, marks=False)
 
 
 def _first(pairs: PairSet, num: int) -> PairSet:

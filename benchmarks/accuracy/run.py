@@ -10,11 +10,12 @@ Goes on where it was left: results/accuracy.json holds every cell. Settings whos
 import argparse
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,15 @@ class Runs:
 def _begin(model: str, data: Path, cache: Path) -> None:
     global _bench
     os.environ["HF_HUB_OFFLINE"] = "1"
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _bench = Bench(model=model, data=data, cache=cache)
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed takes nobody along, and what is left would hold its memory."""
+    if parent := parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def _here() -> Bench:
