@@ -25,7 +25,7 @@ def prefer_onednn() -> bool:
     where a product turns out to be rounded.
     """
     onednn: Any = torch.backends.mkldnn
-    switch = getattr(onednn, "matmul", None)
+    switch: Any = getattr(onednn, "matmul", None)
     if not hasattr(switch, "fp32_precision") or not onednn.is_available():
         return False  # before torch 2.9, or without oneDNN
     before = switch.fp32_precision
