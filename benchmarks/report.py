@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 
 from fedpdpo.common.errors import FedPDPOError
@@ -22,11 +23,20 @@ class BenchmarkError(FedPDPOError):
 
 
 class Report:
-    """One JSON file of results. What another call measured stays, save what is measured anew."""
+    """One JSON file of results. What another call measured stays, save what is measured anew.
+
+    It belongs to this process until that ends. Raises BenchmarkError where another one has it.
+    """
 
     def __init__(self, path: Path, **empty: Any) -> None:
         self.path = path
         self.content: dict[str, Any] = dict(empty)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(path.with_suffix(".lock"))
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise BenchmarkError(f"another benchmark is writing to {path}") from error
         if path.exists():
             self.content = json.loads(path.read_text(encoding="utf-8"))
 

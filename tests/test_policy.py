@@ -235,10 +235,12 @@ def test_a_model_that_cannot_be_split_is_run_whole(
     assert not policy.has_trunk
 
 
+@pytest.mark.parametrize("kept", [0, 2**26])
 @pytest.mark.parametrize("kind", ["full", "lowrank", "frozen"])
 def test_sliced_log_probabilities_have_the_gradients_of_the_whole(
-    kind: Literal["full", "lowrank", "frozen"], monkeypatch: pytest.MonkeyPatch
+    kind: Literal["full", "lowrank", "frozen"], kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(logps, "_KEPT", kept)
     monkeypatch.setattr(logps, "_LOGITS", {"cpu": 1})
     monkeypatch.setattr(logps, "_LEAST_SLICE", 7)
     generator = torch.Generator().manual_seed(0)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -197,10 +198,12 @@ def compute(results: dict[str, Any]) -> str:
         for split in ("tune", "test")
     }  # fmt: skip
     machine = results["setting"]
+    kinds = Counter(one["dtype"] for one in cells)
+    told = " and ".join(f"{count} in {dtype}" for dtype, count in kinds.most_common())
     return (
         f"{len(cells)} cells: {hours['tune']:.1f} core hours to choose and sweep, "
         f"{hours['test']:.1f} for the table ({len(SEEDS)} seeds, {ROUNDS} rounds), a core a cell, "
-        f"on {machine['cpu']} ({machine['cores']} cores), torch {machine['torch']}, bfloat16; "
+        f"on {machine['cpu']} ({machine['cores']} cores), torch {machine['torch']}, {told}; "
         f"{len(SWEEPS)} questions, {len(GROWTH)} axes."
     )
 

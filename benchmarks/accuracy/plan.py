@@ -75,7 +75,7 @@ class Opened:
 SWEPT_FROM: dict[str, Any] = {
     "objective": "combined", "alpha": 1.0, "beta": 0.1, "schedule": "joint", "head": "lowrank",
     "bottleneck": 64, "lora_moments": "restart", "lora_lr": 2e-4, "head_lr": 2.5e-5,
-    "bottleneck_lr": 5e-4, "reward_lr": 5e-3,
+    "bottleneck_lr": 5e-4, "reward_lr": 5e-3, "batch_pairs": 8,
 }  # fmt: skip
 
 #: A question, and the changes that answer it; the first of each is no change.
@@ -93,6 +93,7 @@ SWEEPS: dict[str, dict[str, dict[str, Any]]] = {
     "rate of LoRA": {f"{lr:g}": {"lora_lr": lr} for lr in (2e-4, 8e-4, 3e-3)},
     "rate of the head": {f"{lr:g}": {"head_lr": lr} for lr in (2.5e-5, 2e-4, 1e-3)},
     "rate of the adapter": {f"{lr:g}": {"bottleneck_lr": lr} for lr in (5e-4, 3e-3)},
+    "pairs a step": {f"{pairs}": {"batch_pairs": pairs} for pairs in (8, 4, 2)},
     "beta": {f"{beta:g}": {"beta": beta} for beta in (0.1, 0.01, 0.03, 0.3)},
     "schedule": {one: {"schedule": one} for one in ("joint", "private_then_shared")},
     "head": {one: {"head": one} for one in ("lowrank", "full", "frozen")},

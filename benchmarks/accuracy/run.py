@@ -119,9 +119,10 @@ class Runs:
         by_key = {cell.key: cell for cell in wanted}
         self._report.write()
         new = [cell for key, cell in by_key.items() if key not in self.found]
+        ready = {name: self._has_data(name) for name in dict.fromkeys(one.setting for one in new)}
         with self._pool() as pool:
             waiting = {
-                pool.submit(_run, cell, self._ends_at): cell for cell in filter(self._has_data, new)
+                pool.submit(_run, cell, self._ends_at): cell for cell in new if ready[cell.setting]
             }
             for number, done in enumerate(as_completed(waiting), start=1):
                 result = done.result()
@@ -158,11 +159,11 @@ class Runs:
         context = get_context("spawn")
         return ProcessPoolExecutor(args.workers, context, initializer=_begin, initargs=given)
 
-    def _has_data(self, cell: Cell) -> bool:
-        names = SETTINGS[cell.setting].pools
+    def _has_data(self, setting: str) -> bool:
+        names = SETTINGS[setting].pools
         if at_hand(set(names), self._args.data):
             return True
-        console.print(f"{cell.setting} is left out; {self._args.data} lacks some of: "
+        console.print(f"{setting} is left out; {self._args.data} lacks some of: "
                       + "; ".join(ORIGINS[name] for name in sorted(names)))  # fmt: skip
         return False
 

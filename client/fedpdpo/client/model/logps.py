@@ -1,4 +1,4 @@
-"""Log-probabilities of response tokens; no tensor of states x vocabulary exists at any time.
+"""Log-probabilities of response tokens, over slices of the vocabulary.
 
 Shapes: U states, N response tokens, S responses, H hidden size, V vocabulary, R head rank.
 """
@@ -18,6 +18,10 @@ _LOGITS = {"cpu": 2**20}
 _LOGITS_ELSEWHERE = 2**26
 _LEAST_SLICE = 1024
 
+#: Up to so many shares of the softmax (256 MiB) are kept for the gradient of a head that trains;
+#: where there are more, they are computed again.
+_KEPT = 2**26
+
 
 def response_logps(z: Tensor, head: PrivateHead, pack: Pack) -> Tensor:
     """Log pi(y|x) of a pack's responses: the sum over each one's tokens, in nats.
@@ -32,8 +36,9 @@ class _TokenLogps(torch.autograd.Function):
     """log softmax(W z)[target] with W = weight + b a, over slices of the vocabulary.
 
     The softmax is accumulated slice by slice, and with it its product with W: that is the gradient
-    by z up to factors known only in the backward pass, so a frozen head needs no second pass. A
-    trained head goes over its slices again for its own gradient.
+    by z up to factors known only in the backward pass, so a frozen head needs no second pass. The
+    gradient of a trained head takes the shares themselves, as they were kept of each slice by the
+    peak of that moment, or computed again.
     """
 
     @staticmethod
@@ -51,6 +56,9 @@ class _TokenLogps(torch.autograd.Function):
         peak = z.new_full((len(z), 1), -torch.inf)
         total = z.new_zeros(len(z), 1)
         needs_mean = ctx.needs_input_grad[0]
+        trains_head = ctx.needs_input_grad[1] or ctx.needs_input_grad[3]
+        keeps = needs_mean and trains_head and len(z) * len(weight) <= _KEPT
+        kept: list[Tensor] = []
         mean = torch.zeros_like(z)
         mean_low = None if low is None else torch.zeros_like(low)
         for part in _slices(z, weight):
@@ -64,6 +72,8 @@ class _TokenLogps(torch.autograd.Function):
                 if b is not None and mean_low is not None:
                     mean_low.mul_(shrink).addmm_(shares, b[part])
             peak = higher
+            if keeps:
+                kept += shares, higher
         normaliser = (peak + total.log())[:, 0]
         of_target = (z[state_of] * weight[targets]).sum(-1)
         if low is not None and b is not None:
@@ -71,13 +81,13 @@ class _TokenLogps(torch.autograd.Function):
         mean.div_(total)
         if mean_low is not None:
             mean_low.div_(total)
-        ctx.save_for_backward(z, weight, a, b, state_of, targets, normaliser, mean, mean_low)
+        ctx.save_for_backward(z, weight, a, b, state_of, targets, normaliser, mean, mean_low, *kept)
         return of_target - normaliser[state_of]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (by_token,) = gradients
-        z, weight, a, b, state_of, targets, normaliser, mean, mean_low = ctx.saved_tensors
+        z, weight, a, b, state_of, targets, normaliser, mean, mean_low, *kept = ctx.saved_tensors
         by_state = by_token.new_zeros(len(z)).index_add_(0, state_of, by_token)
         by_z = by_weight = by_a = by_b = None
         if ctx.needs_input_grad[0]:
@@ -93,9 +103,14 @@ class _TokenLogps(torch.autograd.Function):
             low = None if a is None else z @ a.T
             factor: Tensor = z if low is None or ctx.needs_input_grad[1] else low
             gradient = torch.empty_like(weight if ctx.needs_input_grad[1] else b)
-            for part in _slices(z, weight):
-                shares = _logits(z, weight, low, b, part).sub_(normaliser[:, None]).exp_()
-                torch.mm(shares.T, factor * -by_state[:, None], out=gradient[part])
+            for number, part in enumerate(_slices(z, weight)):
+                scale = -by_state[:, None]
+                if kept:
+                    shares, peak = kept[2 * number : 2 * number + 2]
+                    scale = scale * (peak - normaliser[:, None]).exp_()
+                else:
+                    shares = _logits(z, weight, low, b, part).sub_(normaliser[:, None]).exp_()
+                torch.mm(shares.T, factor * scale, out=gradient[part])
             gradient.index_add_(0, targets, by_token[:, None] * factor[state_of])
             by_weight, by_b = (gradient, None) if ctx.needs_input_grad[1] else (None, gradient)
         return by_z, by_weight, by_a, by_b, None, None
