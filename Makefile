@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help install proto check test test-faults test-network test-large test-soak test-security pins audit demo
+.PHONY: help install system proto check test test-faults test-network test-large test-soak test-security pins audit demo
 .PHONY: bench-train bench-round bench-encodings bench-hostile bench-accuracy results clean
 .DEFAULT_GOAL := help
 
@@ -23,6 +23,9 @@ $(VENV)/.installed: pyproject.toml hatch_build.py $(wildcard proto/fedpdpo/v1/*.
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[client,dev]'
 	@touch $@
+
+system:  ## Debian packages that some tests need (as root); tests are left out without them
+	apt-get update -q && apt-get install -q -y --no-install-recommends chromium
 
 proto: install  ## generate the protobuf modules again
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .

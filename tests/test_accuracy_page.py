@@ -35,7 +35,7 @@ def result(cell: Cell, right: int) -> dict[str, Any]:
     }  # fmt: skip
     client = {"pairs": 20, "train_pairs": 10, "adapter_bytes": 2**20} | stages
     return {"cell": cell.told(), "clients": {"ada": client, "bea": client},
-            "dtype": "float32", "prepare_s": 1.0, "seconds": 2.0}  # fmt: skip
+            "dtype": "float32", "device": "cpu", "prepare_s": 1.0, "seconds": 2.0}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

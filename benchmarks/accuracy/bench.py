@@ -33,15 +33,17 @@ from virtual import PATIENT, Place, VirtualClient, VirtualFederation
 #: Held-out pairs that a client measures in each round, as the protocol wants it.
 WATCHED = 2
 
-#: Of the frozen backbone: the quicker one on this processor.
+#: Of the frozen backbone on a CPU: the quicker one on this processor.
 DTYPE = "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
 
 
 class Bench:
-    """Runs cells on one core; keeps the backbone in memory and prepared pairs on disk."""
+    """Runs cells on one core or a GPU; keeps the backbone in memory and prepared pairs on disk."""
 
-    def __init__(self, *, model: str, data: Path, cache: Path) -> None:
+    def __init__(self, *, model: str, data: Path, cache: Path, device: str = "cpu") -> None:
         torch.set_num_threads(1)
+        self._device = torch.device(device)
+        self._dtype = DTYPE if device == "cpu" else "bfloat16"
         self._model = model
         self._data = data
         self._cache = cache
@@ -59,7 +61,8 @@ class Bench:
         measured = self._trained(cell, places)
         return {
             "cell": cell.told(),
-            "dtype": DTYPE,
+            "dtype": self._dtype,
+            "device": self._device.type,
             "clients": measured,
             "prepare_s": round(prepared - begun, 1),
             "seconds": round(time.perf_counter() - prepared, 1),
@@ -68,8 +71,8 @@ class Bench:
     def policy(self, wanted: Configured) -> tuple[Policy, Backbone]:
         """The backbone with LoRA in it, loaded anew only for another LoRA."""
         if self._lora != wanted.lora or self._loaded is None:
-            cpu = torch.device("cpu")
-            backbone = load_backbone(self._model, device=cpu, dtype=getattr(torch, DTYPE))
+            dtype = getattr(torch, self._dtype)
+            backbone = load_backbone(self._model, device=self._device, dtype=dtype)
             run = Run(run_id="0" * 32, model=self._model, lora=wanted.lora, method=wanted.method,
                       num_rounds=1, seed=0)  # fmt: skip
             self._loaded = Policy(backbone, run, private_seed=0), backbone

@@ -198,8 +198,8 @@ def compute(results: dict[str, Any]) -> str:
         for split in ("tune", "test")
     }  # fmt: skip
     machine = results["setting"]
-    kinds = Counter(one["dtype"] for one in cells)
-    told = " and ".join(f"{count} in {dtype}" for dtype, count in kinds.most_common())
+    kinds = Counter(f"{one['dtype']} on the {one['device']}" for one in cells)
+    told = " and ".join(f"{count} in {kind}" for kind, count in kinds.most_common())
     return (
         f"{len(cells)} cells: {hours['tune']:.1f} core hours to choose and sweep, "
         f"{hours['test']:.1f} for the table ({len(SEEDS)} seeds, {ROUNDS} rounds), a core a cell, "

@@ -65,6 +65,8 @@ def main() -> int:
                         help="begin no cell after so many minutes; 0: no limit")  # fmt: skip
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--model", type=Path, help="a folder instead of the packaged SmolLM2-135M")
+    parser.add_argument("--device", default="cpu",
+                        help="cuda: the workers share a GPU, in bfloat16")  # fmt: skip
     parser.add_argument("--workers", type=int, default=available_cores())
     parser.add_argument("--out", type=Path,
                         help="benchmarks/results; for quick runs/bench-accuracy")  # fmt: skip
@@ -155,7 +157,7 @@ class Runs:
 
     def _pool(self) -> ProcessPoolExecutor:
         args = self._args
-        given = (str(args.model), args.data, ROOT / ".cache" / "accuracy")
+        given = (str(args.model), args.data, ROOT / ".cache" / "accuracy", args.device)
         context = get_context("spawn")
         return ProcessPoolExecutor(args.workers, context, initializer=_begin, initargs=given)
 
@@ -171,11 +173,11 @@ class Runs:
 # --- in a process of the pool ---------------------------------------------------------------------
 
 
-def _begin(model: str, data: Path, cache: Path) -> None:
+def _begin(model: str, data: Path, cache: Path, device: str) -> None:
     global _bench
     os.environ["HF_HUB_OFFLINE"] = "1"
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _bench = Bench(model=model, data=data, cache=cache)
+    _bench = Bench(model=model, data=data, cache=cache, device=device)
 
 
 def _end_with_parent() -> None:

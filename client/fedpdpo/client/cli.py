@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str]) -> None:
     settings = load_settings(ClientSettings, argv, program=PROGRAM, epilog=EPILOG)
-    start_logging(settings.log_level)
+    start_logging(settings.log_level, form=settings.log_format)
     try:
         from fedpdpo.client.daemon import run_client
     except ModuleNotFoundError as error:

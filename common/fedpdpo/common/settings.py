@@ -64,6 +64,9 @@ class DaemonSettings(Settings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="least severity that is logged"
     )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="of log lines: for people, or an object a line for programs"
+    )
 
 
 S = TypeVar("S", bound=Settings)

@@ -8,8 +8,10 @@ digests, one a line, and reads it again when it changes; removing a line revokes
 
 import datetime
 import hashlib
+import hmac
 import re
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +37,11 @@ class Enrolment:
     def __str__(self) -> str:
         return f"{self.caller} {self.expires} {self.sha256.hex()}"
 
+    @property
+    def holds(self) -> bool:
+        """Whether the last day has not passed."""
+        return datetime.datetime.now(datetime.UTC).date() <= self.expires
+
     @classmethod
     def parse(cls, line: str) -> "Enrolment":
         """Read a line. Raises ValueError."""
@@ -56,6 +63,15 @@ def new_token() -> str:
 def digest_of(token: str) -> bytes:
     """The 32 bytes by which a token is known."""
     return hashlib.sha256(token.encode()).digest()
+
+
+def enrolment_of(enrolments: Iterable[Enrolment], token: str) -> Enrolment | None:
+    """The line of a token, while it holds; each line is compared in constant time."""
+    found, digest = None, digest_of(token)
+    for enrolment in enrolments:
+        if hmac.compare_digest(enrolment.sha256, digest) and enrolment.holds:
+            found = enrolment
+    return found
 
 
 def read_enrolments(path: Path) -> list[Enrolment]:

@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _serve(argv: Sequence[str]) -> None:
     settings = load_settings(ServerSettings, argv, program=PROGRAM, epilog=EPILOG)
-    start_logging(settings.log_level)
+    start_logging(settings.log_level, form=settings.log_format)
     asyncio.run(_serve_until_signal(settings))
 
 

@@ -19,6 +19,7 @@ from fedpdpo.server.settings import ServerSettings
 from fedpdpo.server.status import status
 from fedpdpo.server.steps import step
 from fedpdpo.server.store import Store
+from fedpdpo.server.watch.site import Site
 
 log = logging.getLogger(__name__)
 
@@ -49,18 +50,23 @@ async def serve(
             notify=changes.ring,
             turned=turns.ring,
         )
-        endpoint = await Endpoint.open(settings, federation, changes=changes, turns=turns)
-        started(endpoint.port)
-        log.info(
-            fields("serving", address=f"{settings.host}:{endpoint.port}", run=federation.run.run_id,
-                   model=settings.model, state_dir=settings.state_dir)
-        )  # fmt: skip
-        try:
-            with _shown(federation) as show:
-                await _drive(federation, changes, stopping, show)
-        finally:
-            await endpoint.close()
-            log.info(fields("server_stopped", state_dir=settings.state_dir))
+        async with contextlib.AsyncExitStack() as closing:
+            closing.callback(
+                lambda: log.info(fields("server_stopped", state_dir=settings.state_dir))
+            )
+            endpoint = await Endpoint.open(settings, federation, changes=changes, turns=turns)
+            closing.push_async_callback(endpoint.close)
+            if settings.dashboard_port is not None:
+                site = await Site.open(settings, federation, changes)
+                closing.push_async_callback(site.close)
+            started(endpoint.port)
+            log.info(
+                fields("serving", address=f"{settings.host}:{endpoint.port}",
+                       run=federation.run.run_id, model=settings.model,
+                       state_dir=settings.state_dir)
+            )  # fmt: skip
+            show = closing.enter_context(_shown(federation))
+            await _drive(federation, changes, stopping, show)
 
 
 async def _drive(

@@ -79,7 +79,7 @@ class Endpoint:
             ticks=time.monotonic,
         )
         access = Access(identify, pace)
-        server = grpc.aio.server(interceptors=[Gate(access)], options=_OPTIONS)
+        server = grpc.aio.server(interceptors=[Gate(access, federation.meters)], options=_OPTIONS)
         add_FederationServiceServicer_to_server(FederationService(federation, turns), server)
         add_OperatorServiceServicer_to_server(OperatorService(federation, changes), server)
         add_SessionServiceServicer_to_server(SessionService(sessions, access), server)

@@ -33,6 +33,9 @@ class Exchange:
             patience_s=_PATIENCE_S,
             clock=asyncio.get_running_loop().time,
         )
+        gauge = federation.meters.transfers
+        gauge.labels("under way").set_function(lambda: self._transfers.under_way)
+        gauge.labels("waiting").set_function(lambda: self._transfers.waiting)
 
     async def send(
         self, client_id: str, version: int, held: payload_pb2.PayloadHeld, context: Any

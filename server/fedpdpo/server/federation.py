@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 from fedpdpo.common.errors import Mismatch, NotFound
 from fedpdpo.server.ledger import Ledger
+from fedpdpo.server.meters import Meters
 from fedpdpo.server.presence import Presence
 from fedpdpo.server.rounds import Phase, Turnout
 from fedpdpo.server.runs import open_run
@@ -51,6 +52,7 @@ class Federation:
         self._first_seen: dict[str, float] = {}
         self.presence = Presence(ticks, timeout_s=settings.client_timeout_s)
         self.traffic = Traffic()
+        self.meters = Meters()
         self.lock = threading.RLock()
         with self.reading() as ledger:
             self.stage = ledger.stage()

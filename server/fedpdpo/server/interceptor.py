@@ -13,6 +13,7 @@ from fedpdpo.common.frames import PULL, PUSH, packed, parser
 from fedpdpo.common.log import fields
 from fedpdpo.common.statuses import status_of, trailers_of
 from fedpdpo.server.access import Access
+from fedpdpo.server.meters import Meters
 from fedpdpo.v1 import federation_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -34,8 +35,9 @@ class Gate(ServerInterceptor):
     the context.
     """
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: Access, meters: Meters) -> None:
         self._access = access
+        self._meters = meters
 
     async def intercept_service(
         self,
@@ -60,10 +62,25 @@ class Gate(ServerInterceptor):
             or handler.stream_stream
         )
         return make(
-            _guarded(inner, method, self._access),
+            self._guarded(inner, method),
             request_deserializer=_lenient(_PARSERS.get(method, handler.request_deserializer)),
             response_serializer=_PACKERS.get(method, handler.response_serializer),
         )
+
+    def _guarded(self, inner: Any, method: str) -> Callable[[Any, Any], Awaitable[Any]]:
+        async def answer(request: Any, context: Any) -> Any:
+            try:
+                self._access.admit(method, context)
+                if request is _MALFORMED:
+                    raise BadRequest("the message is not one of this protocol")
+                return await inner(request, context)
+            except Exception as error:
+                if not isinstance(error, grpc.aio.AbortError):
+                    name = method.rpartition("/")[2]
+                    self._meters.refused.labels(name, type(error).__name__).inc()
+                return await _abort(context, error, method)
+
+        return answer
 
 
 def _lenient(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
@@ -79,19 +96,6 @@ def _lenient(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
             return _MALFORMED
 
     return parsed
-
-
-def _guarded(inner: Any, method: str, access: Access) -> Callable[[Any, Any], Awaitable[Any]]:
-    async def answer(request: Any, context: Any) -> Any:
-        try:
-            access.admit(method, context)
-            if request is _MALFORMED:
-                raise BadRequest("the message is not one of this protocol")
-            return await inner(request, context)
-        except Exception as error:
-            return await _abort(context, error, method)
-
-    return answer
 
 
 async def _abort(context: Any, error: Exception, method: str) -> None:

@@ -104,7 +104,6 @@ class Ledger:
 
     def record(self, kind: str, **values: object) -> None:
         """Add an event to the transaction and to the log."""
-        line = fields(kind, **values)
-        log.info(line)
-        message = line.partition(" ")[2]
-        self.session.add(EventRow(at_s=self._clock(), kind=kind, message=message))
+        told = fields(kind, **values)
+        log.info(told)
+        self.session.add(EventRow(at_s=self._clock(), kind=kind, message=told.values_told))

@@ -4,8 +4,6 @@ A session holds for one caller, on one connection, for a while, and only as long
 So one that is stolen opens nothing from elsewhere. Sessions are kept in memory alone, by digest.
 """
 
-import datetime
-import hmac
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +12,7 @@ from typing import Any
 
 from fedpdpo.common.errors import NotIdentified
 from fedpdpo.common.identity import Caller
-from fedpdpo.common.tokens import Enrolment, digest_of, read_enrolments
+from fedpdpo.common.tokens import Enrolment, digest_of, enrolment_of, read_enrolments
 from fedpdpo.server.watched import Watched
 
 METADATA = "authorization"
@@ -47,7 +45,7 @@ class Sessions:
         """A new session on a connection, and how many seconds it lasts. Raises NotIdentified."""
         if len(token) > _MAX_TOKEN_CHARS:
             raise NotIdentified("the token is too long to be one")
-        enrolment = self._enrolment(digest_of(token))
+        enrolment = enrolment_of(self._enrolments.value, token)
         if enrolment is None:
             raise NotIdentified("the token is unknown, has expired or was revoked")
         self._make_room(enrolment)
@@ -70,17 +68,8 @@ class Sessions:
             raise NotIdentified("the token of this session has expired or was revoked")
         return session.enrolment.caller
 
-    def _enrolment(self, sha256: bytes) -> Enrolment | None:
-        """The line with a digest, while it holds; each line is compared in constant time."""
-        found = None
-        for enrolment in self._enrolments.value:
-            if hmac.compare_digest(enrolment.sha256, sha256) and self._holds(enrolment):
-                found = enrolment
-        return found
-
     def _holds(self, enrolment: Enrolment) -> bool:
-        today = datetime.datetime.now(datetime.UTC).date()
-        return enrolment in self._enrolments.value and today <= enrolment.expires
+        return enrolment in self._enrolments.value and enrolment.holds
 
     def _make_room(self, enrolment: Enrolment) -> None:
         now_s = self._ticks()

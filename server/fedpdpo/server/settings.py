@@ -41,6 +41,21 @@ class ServerSettings(DaemonSettings):
     calls_per_s: float = Field(
         50.0, gt=0, description="calls a second that one caller may make, ten times that at once"
     )
+    dashboard_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="port of a web page of the run, and of /metrics for Prometheus; 0 picks a free "
+        "one; none is served by default",
+    )
+    dashboard_host: str = Field(
+        "127.0.0.1", description="address of that page; 0.0.0.0 lets other machines look"
+    )
+    dashboard_tokens: Path | None = Field(
+        None,
+        description="file of tokens (fedpdpo token): an operator's lets pause, resume and stop on "
+        "the page; --tokens where it is given",
+    )
     model: str = Field(
         "HuggingFaceTB/SmolLM2-135M-Instruct",
         min_length=1,

@@ -37,7 +37,8 @@ def step(federation: Federation) -> bool:
                 _close(federation, ledger, opened)
             number = opened.number
             deltas = _spooled(federation, ledger, number)
-    _average(federation, number, deltas)
+    with federation.meters.phases.labels("averaging").time():
+        _average(federation, number, deltas)
     return True
 
 
@@ -75,15 +76,21 @@ def _open_or_end(federation: Federation, ledger: Ledger) -> None:
 def _close(federation: Federation, ledger: Ledger, opened: RoundRow) -> None:
     turnout = federation.turnout()
     opened.closing = True
+    federation.meters.phases.labels("training").observe(federation.age_s(f"round {opened.number}"))
     late = ",".join(sorted(turnout.sampled - turnout.pushed)) or "none"
     ledger.record("round_closed", round=opened.number, deltas=turnout.arrived, late=late)
     rows = ledger.deltas(opened.number)
     factors, most = _scales(federation, rows)
     for row, scale in zip(rows, factors, strict=True):
         if scale < 1:
-            kind = "delta_clipped" if scale else "delta_refused"
+            kind = "clipped" if scale else "refused"
+            federation.meters.left_out.labels(kind).inc()
             ledger.record(
-                kind, round=opened.number, client=row.client_id, norm=row.norm, bound=most
+                f"delta_{kind}",
+                round=opened.number,
+                client=row.client_id,
+                norm=row.norm,
+                bound=most,
             )
             federation.presence.refused(
                 row.client_id, f"a delta of norm {row.norm:.3g}, {most:.3g} is the bound"

@@ -32,6 +32,16 @@ class Transfers:
         self._queue: dict[str, _Ticket] = {}
         self._streams: dict[str, asyncio.Task[object]] = {}
 
+    @property
+    def under_way(self) -> int:
+        """Transfers that have a turn."""
+        return self._busy
+
+    @property
+    def waiting(self) -> int:
+        """Clients that wait for one, or were told to ask again and may come back."""
+        return len(self._queue)
+
     @contextlib.asynccontextmanager
     async def turn(self, client_id: str) -> AsyncIterator[None]:
         """Wait for a turn and hold it. Another stream of the same client is ended first.

@@ -18,6 +18,13 @@ from fedpdpo.common.version import __version__
 PROGRAM = "fedpdpo"
 
 
+class StatusSettings(ServerAddress):
+    """Show the run, its clients, accuracies and bytes."""
+
+    watch: bool = Field(False, description="stay and show it again and again until the run ends")
+    every_s: float = Field(2.0, gt=0, description="seconds from one look to the next")
+
+
 class EventSettings(ServerAddress):
     """Print what happened in the run."""
 
@@ -67,6 +74,13 @@ class EvalSettings(ModelSettings):
     max_tokens: int = Field(1024, ge=8, description="tokens of a prompt with one response")
 
 
+def _status(settings: StatusSettings, console: Console) -> None:
+    if settings.watch:
+        operator.watch_status(settings, console, every_s=settings.every_s)
+    else:
+        operator.show_status(settings, console)
+
+
 def _chat(settings: ChatSettings, console: Console) -> None:
     from fedpdpo.client.tool import inspection
 
@@ -94,7 +108,7 @@ class _Command:
 
 
 COMMANDS = {
-    "status": _Command(ServerAddress, operator.show_status),
+    "status": _Command(StatusSettings, _status),
     "events": _Command(EventSettings, lambda s, c: operator.show_events(s, c, follow=s.follow)),
     "pause": _Command(ServerAddress, lambda s, _: operator.pause(s)),
     "resume": _Command(ServerAddress, lambda s, _: operator.resume(s)),
@@ -114,7 +128,7 @@ HELP = """\
 usage: fedpdpo COMMAND [options]
 
 a run, asked from its server:
-  status   the run, its clients, accuracies and bytes
+  status   the run, its clients, accuracies and bytes; --watch stays
   events   what happened; --follow stays and shows what happens
   pause    let no further round open
   resume   let rounds open again

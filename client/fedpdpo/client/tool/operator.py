@@ -1,12 +1,14 @@
 """What an operator asks of a running server, from a terminal."""
 
 import datetime
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import grpc
 from pydantic import Field
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 
 from fedpdpo.client.channel import AccessSettings, open_channel
 from fedpdpo.common.errors import Refused
@@ -15,6 +17,7 @@ from fedpdpo.v1 import operator_pb2 as pb
 from fedpdpo.v1.operator_pb2_grpc import OperatorServiceStub
 
 _CALL_S = 10.0
+_ENDED = (pb.PHASE_FINISHED, pb.PHASE_STOPPED)
 
 
 class ServerAddress(AccessSettings):
@@ -35,7 +38,38 @@ def _operator(to: ServerAddress) -> Iterator[OperatorServiceStub]:
 def show_status(to: ServerAddress, console: Console) -> None:
     """Print the run's status. Raises Refused where the server cannot be reached."""
     with _operator(to) as stub:
-        console.print(status_table(stub.GetStatus(pb.GetStatusRequest(), timeout=_CALL_S)))
+        console.print(status_table(_status(stub)))
+
+
+def watch_status(
+    to: ServerAddress, console: Console, *, every_s: float, patience_s: float = 60.0
+) -> None:
+    """Show the run's status, again and again until it has ended.
+
+    A server that is away is waited for so long, but for one that has published the last adapter: it
+    has ended. Raises Refused.
+    """
+    with _operator(to) as stub, Live(status_table(seen := _status(stub)), console=console) as live:
+        heard_at_s = time.monotonic()
+        while seen.phase not in _ENDED:
+            time.sleep(every_s)
+            try:
+                seen = _status(stub)
+            except grpc.RpcError as error:
+                if seen.adapter_version == seen.run.num_rounds:
+                    return
+                away = error.code() == grpc.StatusCode.UNAVAILABLE
+                if not away or time.monotonic() - heard_at_s > patience_s:
+                    raise
+                live.update(Group(status_table(seen), f"{to.server} is away"), refresh=True)
+            else:
+                heard_at_s = time.monotonic()
+                live.update(status_table(seen), refresh=True)
+
+
+def _status(stub: OperatorServiceStub) -> pb.GetStatusResponse:
+    found: pb.GetStatusResponse = stub.GetStatus(pb.GetStatusRequest(), timeout=_CALL_S)
+    return found
 
 
 def show_events(to: ServerAddress, console: Console, *, follow: bool) -> None:

@@ -1,0 +1,59 @@
+"""What `fedpdpo status` shows of a run."""
+
+import io
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from fedpdpo.client.tool.operator import ServerAddress, show_status, watch_status
+from fedpdpo.v1 import operator_pb2
+from processes import until
+from serving import Client, connected, running, settings
+
+
+def console() -> Console:
+    return Console(record=True, width=120, force_terminal=True, file=io.StringIO())
+
+
+def begun(target: Callable[..., None], *arguments: object, **named: object) -> threading.Thread:
+    thread = threading.Thread(target=target, args=arguments, kwargs=named, daemon=True)
+    thread.start()
+    return thread
+
+
+def stopped_with_a_client(port: int, seen: Console) -> None:
+    """A client comes, the run is stopped, and both are seen before the client leaves."""
+    with connected(port) as (stub, operator):
+        client = Client(stub, "ada")
+        client.join()
+        until(lambda: "ada" in seen.export_text(clear=False), "the client in the table")
+        operator.StopRun(operator_pb2.StopRunRequest())
+        until(lambda: "stopped" in seen.export_text(clear=False), "the end")
+        client.leave()
+
+
+def test_status_is_shown_again_until_the_run_has_ended(tmp_path: Path) -> None:
+    seen = console()
+    with running(settings(tmp_path / "server")) as port:
+        to = ServerAddress(server=f"localhost:{port}")
+        show_status(to, seen)
+        assert "waiting for 2 more clients" in seen.export_text()
+        watching = begun(watch_status, to, seen, every_s=0.05)
+        stopped_with_a_client(port, seen)
+        watching.join(30)
+        assert not watching.is_alive()
+
+
+def test_a_server_that_went_away_is_waited_for_a_while(tmp_path: Path) -> None:
+    seen = console()
+    with running(settings(tmp_path / "server")) as port:
+        to = ServerAddress(server=f"localhost:{port}")
+        watching = begun(watch_status, to, seen, every_s=0.05, patience_s=60.0)
+        until(lambda: "waiting" in seen.export_text(clear=False), "the table")
+    until(lambda: "is away" in seen.export_text(clear=False), "word that it is away")
+    with running(settings(tmp_path / "server", port=port)):
+        stopped_with_a_client(port, seen)
+        watching.join(30)
+        assert not watching.is_alive()
