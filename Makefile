@@ -25,7 +25,7 @@ $(VENV)/.installed: pyproject.toml hatch_build.py $(wildcard proto/fedpdpo/v1/*.
 	@touch $@
 
 system:  ## Debian packages that some tests need (as root); tests are left out without them
-	apt-get update -q && apt-get install -q -y --no-install-recommends chromium
+	apt-get update -q && apt-get install -q -y --no-install-recommends chromium prometheus
 
 proto: install  ## generate the protobuf modules again
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .

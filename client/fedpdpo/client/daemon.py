@@ -109,6 +109,7 @@ def _lead(
     state.bind(run, model=model)
     log.info(fields("joined", server=settings.server, run=run.run_id, client=state.client_id))
     heart = closing.enter_context(Heart(link, every_s=settings.heartbeat_s))
+    closing.enter_context(heart.meters.served(settings.metrics_host, settings.metrics_port))
     sets = prepare_all(policy, backbone, tokens, settings, heart)
     crew.tell(sets["train"].reference_margins)
     trainer = new_trainer(process, policy, run, sets["train"], client_id=state.client_id)

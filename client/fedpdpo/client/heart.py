@@ -5,16 +5,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fedpdpo.client.link import Link
+from fedpdpo.client.meters import Meters
 from fedpdpo.client.transfer import Moved
 
 
 class Heart:
     """Beats in a thread of its own while the client works; use it as a context manager.
 
-    It says what the client does, or what the link waits for.
+    It says what the client does, or what the link waits for; `meters` count how long that took.
     """
 
     def __init__(self, link: Link, *, every_s: float) -> None:
+        self.meters = Meters()
         self.activity = ""
         self.progress = 0.0
         self._waiting = ""
@@ -24,17 +26,25 @@ class Heart:
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
     @contextmanager
+    def doing(self, activity: str) -> Iterator[None]:
+        """Say that the client does something, and time it."""
+        self.activity, self.progress = activity, 0.0
+        try:
+            with self.meters.spent(activity):
+                yield
+        finally:
+            self.activity, self.progress = "", 0.0
+
+    @contextmanager
     def moving(self, activity: str, *, num_bytes: int) -> Iterator[Moved]:
         """Say that a payload is on its way; gives what is told how many bytes of it are."""
-        self.activity, self.progress = activity, 0.0
 
         def moved(so_far: int) -> None:
             self.progress = min(1.0, so_far / max(1, num_bytes))
 
-        try:
+        with self.doing(activity):
             yield moved
-        finally:
-            self.activity, self.progress = "", 0.0
+        self.meters.bytes.labels(activity.split(maxsplit=1)[0]).inc(num_bytes)
 
     def __enter__(self) -> "Heart":
         self._link.note = self._note

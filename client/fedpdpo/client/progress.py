@@ -17,17 +17,19 @@ log = logging.getLogger(__name__)
 def working(activity: str, *, total: int, heart: Heart) -> Iterator[Callable[[int], None]]:
     """Show an activity on `total` pairs; gives the function that counts pairs done."""
     begun = time.perf_counter()
-    heart.activity, heart.progress = activity, 0.0
     done = 0
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-        transient=True,
-    ) as bar:
+    with (
+        heart.doing(activity),
+        Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        ) as bar,
+    ):
         row = bar.add_task(activity, total=total)
 
         def advance(pairs: int) -> None:
@@ -37,5 +39,4 @@ def working(activity: str, *, total: int, heart: Heart) -> Iterator[Callable[[in
             bar.advance(row, pairs)
 
         yield advance
-    heart.activity, heart.progress = "", 0.0
     log.info(fields("done", activity=activity, pairs=done, seconds=time.perf_counter() - begun))

@@ -75,6 +75,10 @@ class ClientSettings(AccessSettings, DaemonSettings):
     save_every_s: float = Field(
         300.0, ge=0, description="seconds between saved steps of a round; 0 saves every step"
     )
+    metrics_port: int | None = Field(
+        None, ge=0, le=65535, description="port of metrics for Prometheus; none by default"
+    )
+    metrics_host: str = Field("127.0.0.1", description="address of that port")
     heartbeat_s: float = Field(10.0, gt=0, description="seconds between signs of life")
     stall_timeout_s: float = Field(
         60.0, gt=0, description="seconds without a byte after which a transfer is tried again"

@@ -125,6 +125,7 @@ class Worker:
                 "steps; the run's learning rates are too high for these pairs; what the round "
                 "before left is kept"
             )
+        self._heart.meters.trained(number, report)
         log.info(fields("trained", round=number, loss=report.loss, accuracy=report.accuracy,
                         dropped_steps=point.dropped))  # fmt: skip
         trained = self._state.save_round(
@@ -146,6 +147,7 @@ class Worker:
         ) as advance:
             shared, personal = evaluate(self._policy, pairs, method, advance=advance)
         views = {"VIEW_GLOBAL": shared, "VIEW_PERSONALIZED": personal}
+        self._heart.meters.measured(views)
         for view, metrics in views.items():
             log.info(fields("measured", adapter=version, view=view.removeprefix("VIEW_").lower(),
                             combined=metrics.combined_accuracy, implicit=metrics.implicit_accuracy,

@@ -1,6 +1,6 @@
 """What is counted as it happens and stands in no table: durations, refusals, calls, the queue."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 #: Seconds, from a tiny model on one machine to a day.
 _SECONDS = (0.1, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 4 * 3600.0, 24 * 3600.0)
@@ -11,6 +11,7 @@ class Meters:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
         self.phases = Histogram(
             "fedpdpo_phase_seconds",
             "Duration of a phase of a round: training, from its opening to the last delta, and "

@@ -1,5 +1,6 @@
 """Metrics for Prometheus: what the meters counted, and the run as it stands."""
 
+import shutil
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -17,15 +18,17 @@ _STATES = ("here", "answered", "away", "left")
 def exposition(federation: Federation, observer: Observer) -> tuple[bytes, str]:
     """The text that Prometheus reads, and its content type."""
     now = CollectorRegistry()
-    now.register(_Now(observer.overview()))
+    free = shutil.disk_usage(federation.store.state_dir).free
+    now.register(_Now(observer.overview(), free))
     return generate_latest(federation.meters.registry) + generate_latest(now), CONTENT_TYPE_LATEST
 
 
 class _Now(Collector):
     """What the overview says, as metrics."""
 
-    def __init__(self, seen: Overview) -> None:
+    def __init__(self, seen: Overview, free: int) -> None:
         self._seen = seen
+        self._free = free
 
     def collect(self) -> Iterator[Metric]:
         """Each metric once."""
@@ -42,6 +45,7 @@ class _Now(Collector):
             ("rounds", "Rounds of the run", seen.num_rounds),
             ("adapter_version", "The newest published adapter", seen.version),
             ("adapter_bytes", "Size of the newest adapter", seen.adapter_bytes),
+            ("state_free_bytes", "Room on the disk of the state directory", self._free),
         ):
             yield GaugeMetricFamily(f"fedpdpo_{name}", what, float(value))
         yield from self._clients()
