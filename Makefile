@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help install system proto check test test-faults test-network test-large test-soak test-security pins audit demo
+.PHONY: help install system proto check test test-faults test-network test-images test-large test-soak test-security pins audit demo
 .PHONY: bench-train bench-round bench-encodings bench-hostile bench-accuracy results clean
 .DEFAULT_GOAL := help
 
@@ -25,7 +25,7 @@ $(VENV)/.installed: pyproject.toml hatch_build.py $(wildcard proto/fedpdpo/v1/*.
 	@touch $@
 
 system:  ## Debian packages that some tests need (as root); tests are left out without them
-	apt-get update -q && apt-get install -q -y --no-install-recommends chromium prometheus
+	apt-get update -q && apt-get install -q -y --no-install-recommends chromium docker-compose prometheus
 
 proto: install  ## generate the protobuf modules again
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
@@ -42,13 +42,16 @@ check: install  ## ruff, mypy, import-linter, buf
 	$(BIN)/buf lint
 
 test: check  ## everything: checks, units, integration, system tests
-	$(BIN)/pytest -m "not network and not large and not soak"
+	$(BIN)/pytest -m "not network and not large and not soak and not images"
 
 test-faults: install  ## kill, cut, slow and fill; writes benchmarks/results/faults.json
 	FEDPDPO_FAULTS=benchmarks/results/faults.json $(BIN)/pytest tests/test_faults.py
 
 test-network: install  ## a run across network namespaces with bad links; needs root
 	$(BIN)/pytest tests/test_network.py -m network -rs
+
+test-images: install  ## build both container images and run them to the end of a run; needs root
+	FEDPDPO_TORCH="$(TORCH)" $(BIN)/pytest tests/test_images.py -m images -rs -s
 
 test-large: install  ## an adapter of 3 GiB there and back in constant memory; 18 GiB of disk
 	$(BIN)/pytest tests/test_large.py -m large -rs -s

@@ -1,12 +1,17 @@
 """What the accuracy benchmark rests on: who sees which pairs, what is chosen where, same bits."""
 
+import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import by_wire
+import generations
+import newcomer
 from bench import Bench
 from cell import Cell
 from compare import paired_bootstrap
@@ -215,3 +220,61 @@ def test_every_method_learns_the_tastes_of_two_people(
         assert client["adapter_bytes"] > 0
         assert "right" not in client["local"]
     assert torch.get_num_threads() == 1
+
+
+@pytest.fixture
+def tiny_bench(
+    tmp_path: Path, data: Path, setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> Bench:
+    """A bench on the tiny model, whose films are the two people's pairs."""
+    monkeypatch.setattr("bench.DTYPE", "float32")
+    for module in (newcomer, generations):
+        monkeypatch.setattr(module, "FILM", POOL)
+        monkeypatch.setattr(module, "SETTING", "two")
+    model = save_tiny_model(tmp_path / "model")
+    return Bench(model=str(model), data=data, cache=tmp_path / "cache")
+
+
+def test_a_newcomer_is_measured_from_each_start_with_each_number_of_pairs(
+    tiny_bench: Bench, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(newcomer, "PAIRS", (2, 8))
+    found = [newcomer.newcomer(tiny_bench, data, seed=seed, rounds=1, rate=1.0) for seed in (0, 1)]
+    assert [one["taste"] for one in found] == ["warm", "harsh"]
+    for one in found:
+        assert one["accuracy"].keys() == {"shared", "alone"}
+        for by_pairs in one["accuracy"].values():
+            assert by_pairs.keys() == {"2", "8"}
+            assert all(0 <= told["combined"] <= 1 for told in by_pairs.values())
+
+
+def test_what_each_clients_model_writes_is_counted_and_judged(
+    tiny_bench: Bench, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generations, "PROMPTS", 3)
+    monkeypatch.setattr(generations, "NEW_TOKENS", 4)
+    found = generations.generations(tiny_bench, data, rounds=1, rate=1.0)
+    assert found["prompts"] == 3
+    assert found["models"].keys() == {"base", *PEOPLE}
+    for told in found["models"].values():
+        assert -1 <= told["sentiment"] <= 1
+        assert len(told["first"]) == 3
+
+
+@pytest.mark.system
+def test_the_row_through_processes_has_the_bits_of_one_process(
+    tmp_path: Path, tiny_bench: Bench, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("by_wire.ROOT", tmp_path)
+    cell = Cell("two", "fedpdpo", 0, 2)
+    found = by_wire.same_bits(tiny_bench, cell, model=tmp_path / "model", data=data)
+    assert len(found["digests"]) == 3 + len(PEOPLE)
+    monkeypatch.setattr(by_wire, "_digests", altered(by_wire._digests))
+    with pytest.raises(BenchmarkError, match="other bits through processes: ada"):
+        by_wire.same_bits(tiny_bench, cell, model=tmp_path / "model", data=data)
+
+
+def altered(digests: Callable[..., dict[str, str]]) -> Callable[..., dict[str, str]]:
+    """As if ada's private parts had come out differently each time."""
+    calls = itertools.count()
+    return lambda *given: digests(*given) | {"ada": str(next(calls))}

@@ -1,12 +1,6 @@
 """A run across network namespaces: delay, loss, a narrow link, and one that goes down."""
 
-import os
-import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,94 +8,16 @@ import pytest
 from admitted import Consortium
 from fedpdpo.client.tool.authority import SERVER
 from fedpdpo.common.identity import Role
-from processes import BIN, Program, Stage, stage
+from namespaces import Quality, needs_namespaces, network
+from processes import stage
 from tiny import save_tiny_model, write_preferences
 
-IP = shutil.which("ip")
-TUN = Path("/dev/net/tun")
 CLIENTS = ("ada", "bea")
 PORT = 50051
-DELAY_S, LOSS, BYTES_PER_S = 0.1, 0.02, 20e6 / 8
+BAD = Quality(delay_s=0.1, loss=0.02, bytes_per_s=20e6 / 8)
 DOWN_S = 30.0
-HERE = Path(__file__).parent
 
-pytestmark = [
-    pytest.mark.network,
-    pytest.mark.timeout(600),
-    pytest.mark.skipif(
-        os.geteuid() != 0 or not IP or not TUN.exists(),
-        reason="needs root, ip and /dev/net/tun for network namespaces",
-    ),
-]
-
-
-class Network:
-    """A namespace for the server and one for each client, each joined to it by a bad link."""
-
-    def __init__(self, names: tuple[str, ...], on: Stage) -> None:
-        self._tag = f"fed{os.getpid()}"
-        self._on = on
-        self.servers = {name: f"10.77.{number}.1" for number, name in enumerate(names)}
-
-    def build(self) -> None:
-        """Make the namespaces and the links between them."""
-        for name in ("server", *self.servers):
-            _run("netns", "add", self.space(name))
-            _run("-n", self.space(name), "link", "set", "lo", "up")
-        for name, address in self.servers.items():
-            self._link(name, address)
-
-    def _link(self, name: str, address: str) -> None:
-        mine = f"{address[:-1]}2"
-        link = self._on.start(
-            sys.executable, HERE / "badlink.py", self.space(name), mine, self.space("server"),
-            address, DELAY_S, LOSS, BYTES_PER_S, log=f"link-{name}",
-        )  # fmt: skip
-        link.says("up")
-
-    def space(self, name: str) -> str:
-        """The name of somebody's namespace."""
-        return f"{self._tag}-{name}"
-
-    def link(self, name: str, state: str) -> None:
-        """Take a client's link down, or up again."""
-        _run("-n", self.space(name), "link", "set", "tun0", state)
-
-    def start(self, name: str, script: str, *arguments: object) -> Program:
-        """Start a console script in a namespace."""
-        command = ("netns", "exec", self.space(name), BIN / script)
-        return self._on.start(str(IP), *command, *arguments, log=name)
-
-    def connecting_s(self, name: str) -> float:
-        """How long a client needs to connect to the server."""
-        code = (
-            "import socket, sys, time; begun = time.monotonic();"
-            "socket.create_connection((sys.argv[1], int(sys.argv[2])), 60).close();"
-            "print(time.monotonic() - begun)"
-        )
-        command = [str(IP), "netns", "exec", self.space(name), sys.executable, "-c", code]
-        asked = [*command, self.servers[name], str(PORT)]
-        return float(subprocess.run(asked, check=True, capture_output=True, timeout=90).stdout)
-
-    def close(self) -> None:
-        """Remove the namespaces."""
-        for name in ("server", *self.servers):
-            subprocess.run([str(IP), "netns", "del", self.space(name)], check=False)
-
-
-def _run(*arguments: str) -> None:
-    subprocess.run([str(IP), *arguments], check=True, timeout=30)
-
-
-@contextmanager
-def network(names: tuple[str, ...], on: Stage) -> Iterator[Network]:
-    built = Network(names, on)
-    try:
-        built.build()
-        yield built
-    finally:
-        on.end()
-        built.close()
+pytestmark = [pytest.mark.network, pytest.mark.timeout(600), needs_namespaces]
 
 
 def settings(model: Path, folder: Path) -> tuple[object, ...]:
@@ -133,7 +49,7 @@ def test_a_run_over_bad_links_of_which_one_goes_down_ends_with_the_same_bits(
         for program in (*clients, server):
             assert program.ends() == 0, program.output
     consortium = Consortium(tmp_path / "consortium")
-    with stage(bad) as on, network(CLIENTS, on) as net:
+    with stage(bad) as on, network(CLIENTS, on, BAD) as net:
         hosts = list(net.servers.values())
         tls = consortium.authority.issue(SERVER, "server", days=1, hosts=hosts)
         server = net.start(
@@ -141,7 +57,7 @@ def test_a_run_over_bad_links_of_which_one_goes_down_ends_with_the_same_bits(
             *settings(model, bad),
         )  # fmt: skip
         server.says("serving address=")
-        assert all(net.connecting_s(name) >= 2 * DELAY_S for name in CLIENTS)
+        assert all(net.connecting_s(name, PORT) >= 2 * BAD.delay_s for name in CLIENTS)
         clients = [
             net.start(
                 name,

@@ -95,6 +95,15 @@ SWEEPS: dict[str, dict[str, dict[str, Any]]] = {
     "rate of the adapter": {f"{lr:g}": {"bottleneck_lr": lr} for lr in (5e-4, 3e-3)},
     "pairs a step": {f"{pairs}": {"batch_pairs": pairs} for pairs in (8, 4, 2)},
     "beta": {f"{beta:g}": {"beta": beta} for beta in (0.1, 0.01, 0.03, 0.3)},
+    "objective and beta": {
+        f"{objective}, {beta:g}": {"objective": objective, "beta": beta}
+        for objective in ("combined", "separate")
+        for beta in (0.1, 0.03)
+    },
+    "adapter width, separate, beta 0.03": {
+        f"{width}": {"objective": "separate", "beta": 0.03, "bottleneck": width}
+        for width in (64, 0)
+    },
     "schedule": {one: {"schedule": one} for one in ("joint", "private_then_shared")},
     "head": {one: {"head": one} for one in ("lowrank", "full", "frozen")},
     "adapter width": {f"{width}": {"bottleneck": width} for width in (64, 0, 256)},

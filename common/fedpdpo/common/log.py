@@ -30,7 +30,7 @@ def start_logging(level: str = "INFO", *, form: Literal["text", "json"] = "text"
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    for chatty in ("httpx", "urllib3", "filelock", "transformers"):
+    for chatty in ("httpx", "urllib3", "filelock", "transformers", "uvicorn"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
