@@ -138,7 +138,12 @@ def test_values_that_are_unknown_or_wrong_are_refused_by_the_schema() -> None:
     jsonschema.validate(yaml.safe_load((CHART / "values.yaml").read_text("utf-8")), schema)
     for values in VARIANTS.values():
         jsonschema.validate(values, schema)
-    for wrong in ({"servers": {}}, {"client": {"kind": "Pod"}}, {"clients": [{"name": "ada"}]},
-                  {"clients": [{"name": "A_b", "data": {"emptyDir": {}}}]}):  # fmt: skip
+    mistakes: list[dict[str, Any]] = [
+        {"servers": {}},
+        {"client": {"kind": "Pod"}},
+        {"clients": [{"name": "ada"}]},
+        {"clients": [{"name": "A_b", "data": {"emptyDir": {}}}]},
+    ]
+    for wrong in mistakes:
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(wrong, schema)

@@ -141,6 +141,6 @@ def test_a_run_of_both_images_in_their_own_networks_comes_to_its_end(
         ]  # fmt: skip
         for program in (*clients, server):
             assert program.ends() == 0, program.output
+        assert subprocess.run(health, timeout=60, capture_output=True).returncode == 1
     finals = [next((folder / name / "adapters").iterdir()).read_bytes() for name in CLIENTS]
     assert finals == [(folder / "server/adapters/version-00002.safetensors").read_bytes()] * 2
-    assert subprocess.run(health, timeout=60, capture_output=True).returncode == 1

@@ -107,11 +107,11 @@ def test_prometheus_scrapes_a_run_and_evaluates_the_rules(
         subprocess.Popen(command, stdout=log, stderr=log) as prometheus,
     ):
         try:
-            until(lambda: len(answered(port, "up == 1")) == 2, "both jobs scraped", patience_s=30)
+            until(lambda: len(answered(port, "up == 1")) == 2, "both jobs scraped")
             (version,) = answered(port, "fedpdpo_adapter_version")
             assert float(version["value"][1]) >= 1
             assert answered(port, "fedpdpo_client_round > 0")
-            until(lambda: health(port) == {"ok"}, "all rules evaluated", patience_s=30)
+            until(lambda: health(port) == {"ok"}, "all rules evaluated")
             assert answered(port, "ALERTS") == []
         finally:
             prometheus.terminate()
