@@ -37,6 +37,7 @@ def test_the_wheel_holds_all_four_roots_and_the_generated_code(tmp_path: Path) -
         "fedpdpo/v1/operator_pb2.pyi",
         "fedpdpo/common/run.py",
         "fedpdpo/server/cli.py",
+        "fedpdpo/server/watch/static/index.html",
         "fedpdpo/client/cli.py",
     } <= names
     assert not [name for name in names if name.startswith(("tests", "deploy", "fedpdpo/__init__"))]

@@ -36,7 +36,10 @@ def ports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, int]]
     of_server, of_client = free_port(), free_port()
     with stage(folder) as on:
         _, port = on.server("--model", model, "--rounds", 500, "--dashboard-port", of_server)
-        for name, more in (("ada", ("--metrics-port", of_client)), ("bea", ())):
+        for name, more in (
+            ("ada", ("--metrics-port", of_client, "--track", "tensorboard")),
+            ("bea", ()),
+        ):
             data = folder / f"{name}.jsonl"
             write_preferences(data, seed=len(name), num=40, taste="warm")
             on.client(name, port, data, *more)

@@ -110,6 +110,13 @@ def _lead(
     log.info(fields("joined", server=settings.server, run=run.run_id, client=state.client_id))
     heart = closing.enter_context(Heart(link, every_s=settings.heartbeat_s))
     closing.enter_context(heart.meters.served(settings.metrics_host, settings.metrics_port))
+    if settings.track:
+        from fedpdpo.client.tracking import Tracking  # its tools take seconds to import
+
+        folder = settings.state_dir / "tracking"
+        tracking = Tracking(settings.track, folder, run=run, client_id=state.client_id)
+        closing.callback(tracking.close)
+        heart.meters.log = tracking.log
     sets = prepare_all(policy, backbone, tokens, settings, heart)
     crew.tell(sets["train"].reference_margins)
     trainer = new_trainer(process, policy, run, sets["train"], client_id=state.client_id)

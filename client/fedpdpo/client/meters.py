@@ -1,7 +1,7 @@
 """What a client counts for Prometheus: durations, bytes, losses, accuracies, memory."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
 import torch
@@ -23,6 +23,8 @@ class Meters:
     """Prometheus metrics of one client; any thread may count."""
 
     def __init__(self) -> None:
+        #: Told the numbers of each trained round and each measured adapter, with its number.
+        self.log: Callable[[dict[str, float], int], None] = lambda _values, _step: None
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._spent = Summary(
@@ -63,14 +65,21 @@ class Meters:
         self._round.set(number)
         self._loss.set(report.loss)
         self._seconds.set(report.seconds)
+        told = {"loss": report.loss, "accuracy": report.accuracy, "seconds": report.seconds}
+        self.log({f"training/{name}": value for name, value in told.items()}, number)
 
-    def measured(self, views: dict[str, Metrics]) -> None:
+    def measured(self, version: int, views: dict[str, Metrics]) -> None:
         """Note what was measured on an adapter, by the wire's names of views."""
-        for view, metrics in views.items():
-            for name, value in asdict(metrics).items():
-                kind, _, what = name.partition("_")
-                if what == "accuracy":
-                    self._accuracy.labels(view.removeprefix("VIEW_").lower(), kind).set(value)
+        told = {
+            (view.removeprefix("VIEW_").lower(), name): value
+            for view, metrics in views.items()
+            for name, value in asdict(metrics).items()
+        }
+        for (view, name), value in told.items():
+            kind, _, what = name.partition("_")
+            if what == "accuracy":
+                self._accuracy.labels(view, kind).set(value)
+        self.log({f"{view}/{name}": value for (view, name), value in told.items()}, version)
 
     @contextlib.contextmanager
     def served(self, host: str, port: int | None) -> Iterator[None]:

@@ -79,6 +79,9 @@ class ClientSettings(AccessSettings, DaemonSettings):
         None, ge=0, le=65535, description="port of metrics for Prometheus; none by default"
     )
     metrics_host: str = Field("127.0.0.1", description="address of that port")
+    track: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = Field(
+        (), description="tools that are told losses and accuracies: tensorboard, mlflow, wandb"
+    )
     heartbeat_s: float = Field(10.0, gt=0, description="seconds between signs of life")
     stall_timeout_s: float = Field(
         60.0, gt=0, description="seconds without a byte after which a transfer is tried again"

@@ -147,7 +147,7 @@ class Worker:
         ) as advance:
             shared, personal = evaluate(self._policy, pairs, method, advance=advance)
         views = {"VIEW_GLOBAL": shared, "VIEW_PERSONALIZED": personal}
-        self._heart.meters.measured(views)
+        self._heart.meters.measured(version, views)
         for view, metrics in views.items():
             log.info(fields("measured", adapter=version, view=view.removeprefix("VIEW_").lower(),
                             combined=metrics.combined_accuracy, implicit=metrics.implicit_accuracy,
