@@ -1,6 +1,9 @@
 """The page's data over HTTP: what it tells, to whom, and what an operator may do."""
 
+import contextlib
+import itertools
 import json
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -12,6 +15,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fedpdpo.common.errors import BadSettings
+from fedpdpo.server.watch.overview import Observer, Overview
+from processes import until
 from serving import Client, connected, running, settings
 from watched import Page, free_port, page
 
@@ -113,6 +118,30 @@ def test_a_change_is_told_as_it_comes(tmp_path: Path) -> None:
         answer = asked(f"{served.url}/api/pause", method="POST", **bearer(served.operator))
         assert answer[0] == 204
         assert json.loads(live.readline().removeprefix(b"data: "))["paused"]
+
+
+def test_all_who_watch_share_what_is_read_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[float] = []
+    look = Observer.overview
+
+    def counted(self: Observer) -> Overview:
+        looks.append(time.monotonic())
+        return look(self)
+
+    monkeypatch.setattr(Observer, "overview", counted)
+    with page(tmp_path) as served, contextlib.ExitStack() as watching:
+        live = [
+            watching.enter_context(urllib.request.urlopen(f"{served.url}/api/live"))
+            for _ in range(20)
+        ]
+        for one in live:
+            assert one.readline().startswith(b"data: ")
+        begun = time.monotonic()
+        until(lambda: looks[-1] > begun + 3, "further looks")
+        gaps = [later - one for one, later in itertools.pairwise(looks) if one > begun]
+        assert min(gaps) > 0.3
 
 
 def bearer(token: str) -> dict[str, str]:

@@ -4,6 +4,7 @@ Anyone who reaches the port may look; who shows an operator's token may pause, r
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
@@ -54,6 +55,8 @@ class Web:
         self._changes = changes
         self._operators = operators
         self._observer = Observer(federation)
+        self._shared: tuple[asyncio.Event, float, bytes] | None = None
+        self._sharing = asyncio.Lock()
         self.closing = asyncio.Event()
         self.app = Starlette(
             routes=[
@@ -98,10 +101,19 @@ class Web:
 
     async def _looks(self) -> AsyncIterator[bytes]:
         while not self.closing.is_set():
-            change = self._changes.next
-            yield b"data: " + await asyncio.to_thread(self._look) + b"\n\n"
+            change, seen = await self._shared_look()
+            yield b"data: " + seen + b"\n\n"
             await asyncio.sleep(_LEAST_S)
             await self._changes.wait(change, at_most_s=_MOST_S)
+
+    async def _shared_look(self) -> tuple[asyncio.Event, bytes]:
+        """A look that all pages share until something changes or it is old, and what rings then."""
+        async with self._sharing:
+            now_s, change = time.monotonic(), self._changes.next
+            kept = self._shared
+            if kept is None or kept[0] is not change or now_s - kept[1] > _LEAST_S:
+                kept = self._shared = change, now_s, await asyncio.to_thread(self._look)
+            return change, kept[2]
 
     async def _events(self, request: Request) -> Response:
         try:
@@ -136,10 +148,13 @@ class Web:
 
     async def _adapter(self, request: Request) -> Response:
         version = request.path_params["version"]
-        with self._federation.reading() as ledger:
-            ledger.adapter(version)
+        await asyncio.to_thread(self._check_published, version)
         name = f"adapter-{version:05d}.safetensors"
         return FileResponse(self._federation.store.adapter_path(version), filename=name)
+
+    def _check_published(self, version: int) -> None:
+        with self._federation.reading() as ledger:
+            ledger.adapter(version)
 
 
 def _json(content: bytes) -> Response:
