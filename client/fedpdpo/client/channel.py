@@ -10,6 +10,7 @@ from pydantic import Field
 from fedpdpo.common.errors import BadSettings
 from fedpdpo.common.settings import Settings
 from fedpdpo.common.tls import Credentials, is_loopback
+from fedpdpo.common.tracing import carried
 from fedpdpo.v1 import session_pb2
 from fedpdpo.v1.session_pb2_grpc import SessionServiceStub
 
@@ -54,12 +55,12 @@ def open_channel(server: str, access: AccessSettings) -> grpc.Channel:
                 f"{server} is another machine; give --tls FOLDER with what its operator handed "
                 "over, or --insecure where anyone between may read and change what is sent"
             )
-        return grpc.insecure_channel(server, options=_OPTIONS)
+        return grpc.intercept_channel(grpc.insecure_channel(server, options=_OPTIONS), _Signing())
     own = Credentials.read(access.tls, own=access.token_file is None)
     credentials = grpc.ssl_channel_credentials(own.ca, own.key or None, own.certificate or None)
     channel = grpc.secure_channel(server, credentials, options=_OPTIONS)
     if access.token_file is None:
-        return channel
+        return grpc.intercept_channel(channel, _Signing())
     return grpc.intercept_channel(channel, _Session(channel, _token(access.token_file)))
 
 
@@ -86,11 +87,43 @@ class _Details(NamedTuple):
     compression: Any
 
 
-class _Session(
+class _Signing(
     grpc.UnaryUnaryClientInterceptor,
     grpc.UnaryStreamClientInterceptor,
     grpc.StreamStreamClientInterceptor,
 ):
+    """Puts metadata on each call: what it is told of the open span."""
+
+    def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+        """A call with its metadata."""
+        return self._watched(continuation(self._signed(details), request))
+
+    def intercept_unary_stream(self, continuation: Any, details: Any, request: Any) -> Any:
+        """A call with its metadata."""
+        return self._watched(continuation(self._signed(details), request))
+
+    def intercept_stream_stream(self, continuation: Any, details: Any, requests: Any) -> Any:
+        """A call with its metadata."""
+        return self._watched(continuation(self._signed(details), requests))
+
+    def _metadata(self) -> list[tuple[str, str]]:
+        return carried()
+
+    def _signed(self, details: Any) -> _Details:
+        return _Details(
+            details.method,
+            details.timeout,
+            [*(details.metadata or ()), *self._metadata()],
+            details.credentials,
+            details.wait_for_ready,
+            details.compression,
+        )
+
+    def _watched(self, call: Any) -> Any:
+        return call
+
+
+class _Session(_Signing):
     """Puts a session on each call; opens one with the token where there is none that holds.
 
     A session belongs to a connection. So where a call comes back with UNAUTHENTICATED the session
@@ -103,32 +136,12 @@ class _Session(
         self._lock = threading.Lock()
         self._session = ""
 
-    def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
-        """A call with its session."""
-        return self._watched(continuation(self._signed(details), request))
-
-    def intercept_unary_stream(self, continuation: Any, details: Any, request: Any) -> Any:
-        """A call with its session."""
-        return self._watched(continuation(self._signed(details), request))
-
-    def intercept_stream_stream(self, continuation: Any, details: Any, requests: Any) -> Any:
-        """A call with its session."""
-        return self._watched(continuation(self._signed(details), requests))
-
-    def _signed(self, details: Any) -> _Details:
+    def _metadata(self) -> list[tuple[str, str]]:
         with self._lock:
             if not self._session:
                 request = session_pb2.OpenSessionRequest(token=self._token)
                 self._session = self._stub.OpenSession(request, timeout=_CALL_S).session
-            session = ("authorization", f"Bearer {self._session}")
-        return _Details(
-            details.method,
-            details.timeout,
-            [*(details.metadata or ()), session],
-            details.credentials,
-            details.wait_for_ready,
-            details.compression,
-        )
+            return [*carried(), ("authorization", f"Bearer {self._session}")]
 
     def _watched(self, call: Any) -> Any:
         call.add_done_callback(self._ended)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from fedpdpo.client.link import Link
 from fedpdpo.client.meters import Meters
 from fedpdpo.client.transfer import Moved
+from fedpdpo.common.tracing import span
 
 
 class Heart:
@@ -30,7 +31,10 @@ class Heart:
         """Say that the client does something, and time it."""
         self.activity, self.progress = activity, 0.0
         try:
-            with self.meters.spent(activity):
+            with (
+                self.meters.spent(activity),
+                span(activity.split(maxsplit=1)[0], activity=activity),
+            ):
                 yield
         finally:
             self.activity, self.progress = "", 0.0

@@ -56,9 +56,9 @@ class Meters:
     def _gauge(self, name: str, what: str) -> Gauge:
         return Gauge(f"fedpdpo_client_{name}", what, registry=self.registry)
 
-    def spent(self, activity: str) -> contextlib.AbstractContextManager[object]:
-        """Count the time of a block; an activity counts by its first word."""
-        return self._spent.labels(activity.split(maxsplit=1)[0]).time()
+    def spent(self, doing: str) -> contextlib.AbstractContextManager[object]:
+        """Count the time of a block by what is done in it."""
+        return self._spent.labels(doing).time()
 
     def trained(self, number: int, report: TrainingReport) -> None:
         """Note a trained round."""

@@ -12,6 +12,7 @@ from fedpdpo.common.errors import BadRequest, Busy, FedPDPOError
 from fedpdpo.common.frames import PULL, PUSH, packed, parser
 from fedpdpo.common.log import fields
 from fedpdpo.common.statuses import status_of, trailers_of
+from fedpdpo.common.tracing import served
 from fedpdpo.server.access import Access
 from fedpdpo.server.meters import Meters
 from fedpdpo.v1 import federation_pb2 as pb
@@ -23,6 +24,9 @@ _PACKERS = {PULL: packed}
 
 #: Stands for a message that could not be read; in a stream it is no kind of message.
 _MALFORMED = object()
+
+#: Calls that come again and again and do nothing of their own.
+_UNTRACED = {f"/fedpdpo.v1.FederationService/{name}" for name in ("GetAssignment", "Heartbeat")}
 
 _MAX_DETAILS_CHARS = 600  # more would not fit the trailers, and become another status
 
@@ -73,7 +77,10 @@ class Gate(ServerInterceptor):
                 self._access.admit(method, context)
                 if request is _MALFORMED:
                     raise BadRequest("the message is not one of this protocol")
-                return await inner(request, context)
+                if method in _UNTRACED:
+                    return await inner(request, context)
+                with served(method, context.invocation_metadata() or ()):
+                    return await inner(request, context)
             except Exception as error:
                 if not isinstance(error, grpc.aio.AbortError):
                     name = method.rpartition("/")[2]

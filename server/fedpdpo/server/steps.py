@@ -7,6 +7,7 @@ from fedpdpo.common.files import whole_file
 from fedpdpo.common.header import Contents
 from fedpdpo.common.layout import LoraLayout
 from fedpdpo.common.tensorfile import Array, write_tensors
+from fedpdpo.common.tracing import span
 from fedpdpo.server.admission import scales
 from fedpdpo.server.averaging import SpooledDelta, averaged
 from fedpdpo.server.federation import Federation
@@ -37,7 +38,8 @@ def step(federation: Federation) -> bool:
                 _close(federation, ledger, opened)
             number = opened.number
             deltas = _spooled(federation, ledger, number)
-    with federation.meters.phases.labels("averaging").time():
+    phase = federation.meters.phases.labels("averaging")
+    with phase.time(), span("averaging", round=number, deltas=len(deltas)):
         _average(federation, number, deltas)
     return True
 
