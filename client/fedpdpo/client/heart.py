@@ -30,11 +30,9 @@ class Heart:
     def doing(self, activity: str) -> Iterator[None]:
         """Say that the client does something, and time it."""
         self.activity, self.progress = activity, 0.0
+        what = activity.split(maxsplit=1)[0]
         try:
-            with (
-                self.meters.spent(activity),
-                span(activity.split(maxsplit=1)[0], activity=activity),
-            ):
+            with self.meters.spent(what), span(what, activity=activity):
                 yield
         finally:
             self.activity, self.progress = "", 0.0
