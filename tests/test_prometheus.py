@@ -115,7 +115,7 @@ def test_prometheus_scrapes_a_run_and_evaluates_the_rules(
             assert float(version["value"][1]) >= 1
             assert answered(port, "fedpdpo_client_round > 0")
             until(lambda: health(port) == {"ok"}, "all rules evaluated")
-            assert answered(port, "ALERTS") == []
+            assert answered(port, 'ALERTS{alertstate="firing"}') == []
         finally:
             prometheus.terminate()
 
