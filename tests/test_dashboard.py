@@ -179,6 +179,14 @@ def test_a_run_is_paused_resumed_and_stopped_and_then_no_more(tmp_path: Path) ->
                 Client(stub, name).leave()
 
 
+@pytest.mark.parametrize("number", [2**31, 2**63, 10**40])
+def test_numbers_that_no_database_holds_are_not_found(seen: Page, number: int) -> None:
+    assert asked(f"{seen.url}/api/rounds/{number}")[0] == 404
+    assert asked(f"{seen.url}/adapters/{number}.safetensors")[0] == 404
+    assert told(f"{seen.url}/api/events?after={number}") == []
+    assert told(f"{seen.url}/api/events?after=-{number}") == told(f"{seen.url}/api/events")
+
+
 def test_every_answer_forbids_what_comes_from_elsewhere(seen: Page) -> None:
     for path in ("", "static/page.js", "api/overview", "api/nothing", "healthz"):
         _, _, headers = asked(f"{seen.url}/{path}")

@@ -75,3 +75,18 @@ def test_a_tool_that_is_not_installed_is_named(
     monkeypatch.setattr(tracking, "filter_trackers", lambda _names, _folder: [])
     with pytest.raises(BadSettings, match=r"--track wandb needs the package wandb.*\[track\]"):
         Tracking(("wandb",), tmp_path, run=tiny_run(), client_id="ada")
+
+
+def test_a_tool_that_fails_is_logged_and_does_not_end_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def away(*_: object, **__: object) -> None:
+        raise ConnectionError("the tracking server is away")
+
+    track = Tracking(("tensorboard",), tmp_path, run=tiny_run(), client_id="ada")
+    monkeypatch.setattr(tracking.LOGGER_TYPE_TO_CLASS["tensorboard"], "log", away)
+    monkeypatch.setattr(tracking.LOGGER_TYPE_TO_CLASS["tensorboard"], "finish", away)
+    track.log({"training/loss": 0.5}, 1)
+    track.close()
+    assert caplog.text.count("not_tracked tool=tensorboard") == 2
+    assert "the tracking server is away" in caplog.text

@@ -5,6 +5,7 @@ them all). All write below a folder, unless MLFLOW_TRACKING_URI or WANDB_DIR say
 & Biases sends it on unless WANDB_MODE is offline.
 """
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,10 @@ from accelerate.state import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, filter_trackers
 
 from fedpdpo.common.errors import BadSettings
+from fedpdpo.common.log import fields
 from fedpdpo.common.run import Run
+
+log = logging.getLogger(__name__)
 
 
 class Tracking:
@@ -45,11 +49,17 @@ class Tracking:
             tracker.store_init_configuration(settings)
 
     def log(self, values: dict[str, float], step: int) -> None:
-        """Note numbers of a round or an adapter."""
+        """Note numbers of a round or an adapter. A tool that fails does not end the training."""
         for tracker in self._trackers:
-            tracker.log(values, step=step)
+            try:
+                tracker.log(values, step=step)
+            except Exception as error:
+                log.warning(fields("not_tracked", tool=tracker.name, step=step, reason=repr(error)))
 
     def close(self) -> None:
         """Let the tools finish."""
         for tracker in self._trackers:
-            tracker.finish()
+            try:
+                tracker.finish()
+            except Exception as error:
+                log.warning(fields("not_tracked", tool=tracker.name, reason=repr(error)))

@@ -34,6 +34,8 @@ STATIC = Path(__file__).with_name("static")
 #: At least so many seconds between two looks that a page is sent, and at most so many.
 _LEAST_S, _MOST_S = 0.5, 2.0
 
+_MOST_NUMBER = 2**31 - 1
+
 _OVERVIEW = TypeAdapter(Overview)
 _STATUSES = {NotFound: 404, NotOpen: 409, NotIdentified: 401}
 
@@ -117,7 +119,7 @@ class Web:
 
     async def _events(self, request: Request) -> Response:
         try:
-            after = int(request.query_params.get("after", "0"))
+            after = max(0, int(request.query_params.get("after", "0")))
         except ValueError:
             raise HTTPException(400, "after is the number of an event") from None
         found = await asyncio.to_thread(events_after, self._federation, after)
@@ -128,7 +130,7 @@ class Web:
         return _json(TypeAdapter(list[dict[str, Any]]).dump_json(told))
 
     async def _round(self, request: Request) -> Response:
-        found = await asyncio.to_thread(self._observer.parts, request.path_params["number"])
+        found = await asyncio.to_thread(self._observer.parts, _number(request, "number"))
         return _json(TypeAdapter(type(found)).dump_json(found))
 
     async def _client(self, request: Request) -> Response:
@@ -147,7 +149,7 @@ class Web:
         return Response(status_code=204)
 
     async def _adapter(self, request: Request) -> Response:
-        version = request.path_params["version"]
+        version = _number(request, "version")
         await asyncio.to_thread(self._check_published, version)
         name = f"adapter-{version:05d}.safetensors"
         return FileResponse(self._federation.store.adapter_path(version), filename=name)
@@ -155,6 +157,14 @@ class Web:
     def _check_published(self, version: int) -> None:
         with self._federation.reading() as ledger:
             ledger.adapter(version)
+
+
+def _number(request: Request, name: str) -> int:
+    """A round or version of the path; one that no database can hold is not found."""
+    number = int(request.path_params[name])
+    if number > _MOST_NUMBER:
+        raise HTTPException(404)
+    return number
 
 
 def _json(content: bytes) -> Response:
