@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from fedpdpo.client import tracking
 from fedpdpo.client.meters import Meters
@@ -84,8 +85,8 @@ def test_a_tool_that_fails_is_logged_and_does_not_end_the_training(
         raise ConnectionError("the tracking server is away")
 
     track = Tracking(("tensorboard",), tmp_path, run=tiny_run(), client_id="ada")
-    monkeypatch.setattr(tracking.LOGGER_TYPE_TO_CLASS["tensorboard"], "log", away)
-    monkeypatch.setattr(tracking.LOGGER_TYPE_TO_CLASS["tensorboard"], "finish", away)
+    monkeypatch.setattr(LOGGER_TYPE_TO_CLASS["tensorboard"], "log", away)
+    monkeypatch.setattr(LOGGER_TYPE_TO_CLASS["tensorboard"], "finish", away)
     track.log({"training/loss": 0.5}, 1)
     track.close()
     assert caplog.text.count("not_tracked tool=tensorboard") == 2
