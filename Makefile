@@ -26,7 +26,7 @@ $(VENV)/.installed: pyproject.toml hatch_build.py $(wildcard proto/fedpdpo/v1/*.
 
 system:  ## Debian packages that some tests need (as root); tests are left out without them
 	apt-get update -q && apt-get install -q -y --no-install-recommends chromium docker-compose \
-	  golang-go golang-github-masterminds-sprig-dev golang-gopkg-yaml.v3-dev prometheus
+	  golang-go golang-github-masterminds-sprig-dev golang-gopkg-yaml.v3-dev postgresql prometheus
 
 proto: install  ## generate the protobuf modules again
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .

@@ -1,4 +1,4 @@
-"""Writes the versions of all that fedpdpo[client] needs, as installed here and tested.
+"""Writes the versions of all that fedpdpo[client,postgres,s3] needs, as installed here and tested.
 
 python deploy/pins.py > deploy/constraints.txt
 pip install --constraint deploy/constraints.txt '.[client]'
@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 def main() -> None:
     """Follow requirements from the package on, and print each once, sorted."""
     found: dict[str, str] = {}
-    waiting = [Requirement("fedpdpo[client]")]
+    waiting = [Requirement("fedpdpo[client,postgres,s3]")]
     seen = set[str]()
     while waiting:
         wanted = waiting.pop()

@@ -9,6 +9,7 @@ from hypothesis import settings
 from rich.console import Console
 from rich.table import Table
 
+from storage import database, object_store  # noqa: F401 - fixtures
 from world import NewWorld, World
 
 FAULTS = pytest.StashKey[list[dict[str, Any]]]()

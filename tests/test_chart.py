@@ -34,6 +34,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "tls": {"server": {"tlsSecret": "cert", "settings": {"method.beta": 0.2}}, "clients": CLIENTS},
     "tokens": {"server": {"tlsSecret": "cert", "tokensSecret": "tokens"}, "clients": CLIENTS,
                "client": {"kind": "Deployment", "gpus": 1, "modelsClaim": "models"}},
+    "far state": {"server": {"stateUrl": "s3://bucket/run", "environmentSecret": "reached"}},
     "elsewhere": {"server": {"enabled": False}, "client": {"server": "fed.example.org:50051"},
                   "clients": CLIENTS[:1]},
 }  # fmt: skip
@@ -126,6 +127,13 @@ def test_what_is_asked_for_is_there(tmp_path: Path) -> None:
     (open_server,) = (pod["spec"]["containers"][0] for pod in pods(plain).values())
     assert open_server["readinessProbe"]["grpc"] == {"port": 50051}
     assert "--insecure" in open_server["args"]
+    far = rendered(VARIANTS["far state"], tmp_path)
+    assert "volumeClaimTemplates" not in far["StatefulSet", "demo-server"]["spec"]
+    (server,) = (pod["spec"]["containers"][0] for pod in pods(far).values())
+    assert {"--state-dir=s3://bucket/run", "--cache-dir=/state"} < set(server["args"])
+    assert server["envFrom"] == [{"secretRef": {"name": "reached"}}]
+    assert far["NetworkPolicy", "demo-server"]["spec"]["egress"] == [{}]
+    assert plain["NetworkPolicy", "demo-server"]["spec"]["egress"] == []
     away = rendered(VARIANTS["elsewhere"], tmp_path)
     assert ("StatefulSet", "demo-server") not in away
     args = away["Job", "demo-client-ada"]["spec"]["template"]["spec"]["containers"][0]["args"]

@@ -3,6 +3,7 @@
 Writes what came of each fault to the file that FEDPDPO_FAULTS names, if it is set.
 """
 
+import functools
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from processes import BIN, Program, Stage, stage, status, until
 from proxy import proxied
 from repeater import repeated
 from serving import small_disk
+from storage import Database, ObjectStore
 from tiny import save_tiny_model, write_preferences
 
 pytestmark = pytest.mark.system
@@ -30,6 +32,7 @@ pytestmark = pytest.mark.system
 CLIENTS = ("ada", "bea")
 ROUNDS = 2
 HERE = Path(__file__).parent
+RECEIVED = "select message from events where kind = 'delta_received'"
 
 
 class Place:
@@ -56,9 +59,14 @@ class Place:
 
     def tell(self, fault: str, where: str, folder: Path) -> None:
         """Note what a fault came to, and hold it against the undisturbed run."""
-        counted = Counter(deltas(folder))
+        with closing(sqlite3.connect(folder / "server/run.sqlite")) as database:
+            self.hold(fault, where, final(folder), deltas(database.execute(RECEIVED)))
+
+    def hold(self, fault: str, where: str, last: bytes, received: list[tuple[int, str]]) -> None:
+        """The same of the last adapter and the deltas that were entered."""
+        counted = Counter(received)
         expected = {(number, name) for number in range(1, ROUNDS + 1) for name in CLIENTS}
-        same = final(folder) == self.final
+        same = last == self.final
         found = {
             "fault": fault,
             "where": where,
@@ -85,11 +93,9 @@ def final(folder: Path) -> bytes:
     return (folder / f"server/adapters/version-{ROUNDS:05}.safetensors").read_bytes()
 
 
-def deltas(folder: Path) -> list[tuple[int, str]]:
-    """Each time that the server entered a delta, by its events."""
-    with closing(sqlite3.connect(folder / "server/run.sqlite")) as database:
-        rows = database.execute("select message from events where kind = 'delta_received'")
-        told = [dict(part.split("=", 1) for part in row[0].split()) for row in rows]
+def deltas(rows: Iterable[tuple[str]]) -> list[tuple[int, str]]:
+    """Each time that the server entered a delta, by the messages of its events."""
+    told = [dict(part.split("=", 1) for part in row[0].split()) for row in rows]
     return [(int(row["round"]), row["client"]) for row in told]
 
 
@@ -134,6 +140,43 @@ def test_a_server_that_is_killed_again_and_again_goes_on(
             assert program.ends() == 0, program.output
     for point in points:
         place.tell("SIGKILL of the server", point, tmp_path)
+
+
+def test_a_server_that_dies_is_replaced_by_another_with_the_same_two_urls(
+    place: Place,
+    tmp_path: Path,
+    object_store: ObjectStore,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    bucket, name = object_store.bucket(), database.new()
+    clients: list[Program] = []
+    state = ("--state-dir", f"s3://{bucket}/run", "--database", database.url(name))
+    points = ("after-join", "after-keep", "after-commit-of-a-delta", "after-publish",
+              "after-commit-of-an-adapter", "")  # fmt: skip
+    port = 0
+    with stage(tmp_path) as on:
+        for point in points:
+            begin = functools.partial(armed, on, point) if point else on.start
+            given = ("--port", port, *state, *place.settings())
+            server = begin("fedpdpo-server", *given, log="server")
+            if not clients:
+                port = int(server.says(r"serving address=\S+:(\d+)").group(1))
+                clients = [on.client(name, port, place.data[name]) for name in CLIENTS]
+            if point:
+                killed(server, tmp_path / "killed")
+                for copies in tmp_path.glob("fedpdpo-server-*"):
+                    shutil.rmtree(copies)
+        for program in (*clients, server):
+            assert program.ends() == 0, program.output
+    client = object_store.client()
+    listed = client.list_objects_v2(Bucket=bucket, Prefix=f"run/adapters/version-{ROUNDS:05}")
+    (last,) = listed["Contents"]
+    content = client.get_object(Bucket=bucket, Key=last["Key"])["Body"].read()
+    with database.connect(name) as connection:
+        received = deltas(connection.execute(RECEIVED))
+    place.hold("SIGKILL of the server, another one goes on", "S3, PostgreSQL", content, received)
 
 
 @pytest.mark.parametrize("points", chains(faulty.CLIENT_POINTS), ids="+".join)

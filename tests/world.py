@@ -1,7 +1,7 @@
 """A run of the domain in a test's hand: its clock, its clients, and what a crash leaves."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,11 @@ METRICS = Metrics(0.5, 0.5, 0.5, 0.0, 0.7)
 class World:
     """A federation on a state directory, with a clock in hand; it can be closed and opened."""
 
-    def __init__(self, folder: Path, **values: Any) -> None:
+    def __init__(
+        self, folder: Path, *, places: Mapping[str, str] | None = None, **values: Any
+    ) -> None:
         folder.mkdir(exist_ok=True)
+        self.places = places or {}
         self.folder = folder
         self.values = values
         self.now = 1000.0
@@ -34,15 +37,19 @@ class World:
         self.open()
 
     def open(self) -> None:
-        self.store = Store(self.folder)
+        self.store = Store(self.folder, **self.places)
         wanted = settings(self.folder, **self.values)
-        self.federation = Federation(
-            self.store,
-            wanted,
-            clock=lambda: self.now,
-            ticks=lambda: self.now,
-            turned=self._turned,
-        )
+        try:
+            self.federation = Federation(
+                self.store,
+                wanted,
+                clock=lambda: self.now,
+                ticks=lambda: self.now,
+                turned=self._turned,
+            )
+        except BaseException:
+            self.store.close()
+            raise
         self.intake = Intake(self.federation)
 
     def _turned(self) -> None:

@@ -117,11 +117,10 @@ class Bench:
         folder = Path(tempfile.mkdtemp(prefix="fedpdpo-cell-"))
         try:
             settings = ServerSettings(
-                state_dir=folder / "server", model=self._model, rounds=cell.rounds,
+                state_dir=folder, model=self._model, rounds=cell.rounds,
                 min_clients=len(places), seed=cell.seed, lora=wanted.lora, method=wanted.method,
                 **(PATIENT | wanted.server),
             )  # fmt: skip
-            settings.state_dir.mkdir()
             federation = VirtualFederation(folder, settings, policy, backbone, places, kind=kind)
             federation.run()
             yield federation

@@ -175,7 +175,9 @@ class VirtualFederation:
         *,
         kind: type[VirtualClient] = VirtualClient,
     ) -> None:
-        self.store = Store(settings.state_dir)
+        own = folder / "server"
+        own.mkdir()
+        self.store = Store(own)
         self.federation = Federation(self.store, settings, clock=time.time, ticks=time.monotonic)
         self.clients = []
         for place in places:

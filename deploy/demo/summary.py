@@ -9,7 +9,8 @@ from rich.table import Table
 from sqlalchemy import select
 
 from fedpdpo.common.log import console
-from fedpdpo.server.store import EvaluationRow, Store
+from fedpdpo.server.rows import EvaluationRow
+from fedpdpo.server.store import Store
 
 KINDS = ("combined", "implicit", "explicit")
 

@@ -17,6 +17,7 @@
     ├── Superseded         a transfer that another one of the same client took over
     ├── Busy               a server that serves others first; carries when to ask again
     ├── StorageFull        a write that failed for want of space; the old state stays
+    ├── StorageAway        a database or object store that does not answer, or serves another
     ├── Mismatch           another run, backbone, tokenizer or layout than the run's
     ├── NotOpen            a round that is closed, not yet open, or asked of others
     ├── NotFound           a client that has not joined, a version that is not published
@@ -97,6 +98,10 @@ class Busy(FedPDPOError):
 
 class StorageFull(FedPDPOError):
     """A write that failed for want of space; the old state stays."""
+
+
+class StorageAway(FedPDPOError):
+    """A database or object store that does not answer, or that another server holds."""
 
 
 class Mismatch(FedPDPOError):

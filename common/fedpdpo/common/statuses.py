@@ -19,6 +19,7 @@ _STATUSES: dict[type[errors.FedPDPOError], grpc.StatusCode] = {
     errors.Superseded: grpc.StatusCode.ABORTED,
     errors.Busy: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.StorageFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.StorageAway: grpc.StatusCode.UNAVAILABLE,
     errors.Mismatch: grpc.StatusCode.FAILED_PRECONDITION,
     errors.NotOpen: grpc.StatusCode.FAILED_PRECONDITION,
     errors.NotFound: grpc.StatusCode.NOT_FOUND,

@@ -3,22 +3,21 @@
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Callable, Iterator
 
 from rich.live import Live
 
-from fedpdpo.common.errors import StorageFull
+from fedpdpo.common.errors import StorageAway, StorageFull
 from fedpdpo.common.files import held
 from fedpdpo.common.log import console, fields
 from fedpdpo.common.table import status_table
 from fedpdpo.server.changes import Changes
 from fedpdpo.server.endpoint import Endpoint
 from fedpdpo.server.federation import Federation
+from fedpdpo.server.opening import folder_of, opened
 from fedpdpo.server.settings import ServerSettings
 from fedpdpo.server.status import status
 from fedpdpo.server.steps import step
-from fedpdpo.server.store import Store
 from fedpdpo.server.watch.site import Site
 
 log = logging.getLogger(__name__)
@@ -38,19 +37,16 @@ async def serve(
 
     `started` is told the port once clients can connect.
 
-    Raises BadSettings for a port that is taken, BadState and Mismatch as `open_run` and `Store` do.
+    Raises BadSettings for a port that is taken, and BadState, Mismatch and StorageAway as
+    `Federation` and `Store` do.
     """
-    with held(settings.state_dir), contextlib.closing(Store(settings.state_dir)) as store:
-        changes, turns = Changes(), Changes()
-        federation = Federation(
-            store,
-            settings,
-            clock=time.time,
-            ticks=time.monotonic,
-            notify=changes.ring,
-            turned=turns.ring,
-        )
+    changes, turns = Changes(), Changes()
+    with folder_of(settings) as folder, held(folder):
         async with contextlib.AsyncExitStack() as closing:
+            federation = await opened(
+                settings, folder, changes=changes, turns=turns, stopping=stopping
+            )
+            closing.callback(federation.store.close)
             closing.callback(
                 lambda: log.info(fields("server_stopped", state_dir=settings.state_dir))
             )
@@ -79,6 +75,8 @@ async def _drive(
                 pass
         except StorageFull as error:
             log.warning(fields("waiting_for_space", reason=str(error)))
+        except StorageAway as error:
+            log.warning(fields("waiting_for_storage", reason=str(error)))
         await asyncio.to_thread(show)
         if federation.stage.ended and not federation.active():
             return

@@ -14,7 +14,7 @@ from fedpdpo.common.payload import Receiver, chunks_of, pack, unpacked
 from fedpdpo.server.federation import Federation
 from fedpdpo.server.intake import Announced, Intake
 from fedpdpo.server.progress import Progress
-from fedpdpo.server.store import AdapterRow
+from fedpdpo.server.rows import AdapterRow
 from fedpdpo.server.transfers import Transfers
 from fedpdpo.v1 import federation_pb2 as pb
 from fedpdpo.v1 import payload_pb2
@@ -42,14 +42,14 @@ class Exchange:
     ) -> None:
         """Write an adapter to a client: the header, then what it does not hold.
 
-        Raises NotFound, Busy or Stalled.
+        Raises NotFound, Busy, Stalled or StorageAway.
         """
         row, zstd = await asyncio.to_thread(self._adapter, client_id, version)
         begin = held.num_bytes if held.sha256 == row.sha256 else 0
         if begin > row.num_bytes:
             begin = 0
-        path = self._federation.store.adapter_path(version)
         async with self._transfers.turn(client_id):
+            path = await asyncio.to_thread(self._federation.store.adapter, row)
             progress = self._progress()
             header = payload_pb2.PayloadHeader(num_bytes=row.num_bytes, sha256=row.sha256)
             await progress.step(context.write(pb.PullAdapterResponse(header=header)))

@@ -9,7 +9,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from fedpdpo.common.errors import Mismatch, NotFound
+from fedpdpo.common.errors import Mismatch, NotFound, StorageAway
+from fedpdpo.common.run import Run
 from fedpdpo.server.ledger import Ledger
 from fedpdpo.server.meters import Meters
 from fedpdpo.server.presence import Presence
@@ -29,7 +30,8 @@ class Federation:
     run is, as the database has it. `notify` is called after every change, `turned` after one that
     may give clients that wait something to do.
 
-    Raises Mismatch where the state directory holds a run with other settings.
+    Raises Mismatch where the store holds a run with other settings, BadState where it lacks the
+    newest adapter, StorageAway.
     """
 
     def __init__(
@@ -54,21 +56,25 @@ class Federation:
         self.traffic = Traffic()
         self.meters = Meters()
         self.lock = threading.RLock()
+        self._in_doubt = False
         with self.reading() as ledger:
             self.stage = ledger.stage()
+            newest = None if self.stage.version is None else ledger.adapter(self.stage.version)
+        if newest is not None:
+            store.adapter(newest)
         self.forget_deltas()
 
     @contextmanager
     def reading(self) -> Iterator[Ledger]:
         """A consistent view of the run."""
-        with self.lock, self.store.session() as session:
+        with self.lock, self._doubting(), self.store.session() as session:
             yield Ledger(session, clock=self.clock, num_rounds=self.run.num_rounds)
 
     @contextmanager
     def writing(self) -> Iterator[Ledger]:
         """A transaction on the run; those who wait for a change are told when it is durable."""
         with self.lock:
-            with self.store.session() as session, session.begin():
+            with self._doubting(), self.store.session() as session, session.begin():
                 ledger = Ledger(session, clock=self.clock, num_rounds=self.run.num_rounds)
                 yield ledger
             for change in ledger.once_durable:
@@ -84,6 +90,22 @@ class Federation:
                 stage = ledger.stage()
             self.stage = stage
         self._turned()
+
+    @contextmanager
+    def _doubting(self) -> Iterator[None]:
+        """A database that went away may have done what it did not tell."""
+        try:
+            yield
+        except StorageAway:
+            self._in_doubt = True
+            raise
+
+    def settle_doubt(self) -> None:
+        """See anew how far the run is, where that may not be known. Raises StorageAway."""
+        if self._in_doubt:
+            with self.turning() as ledger:
+                self.run = Run.model_validate(ledger.run.spec)
+                self._in_doubt = False
 
     def forget_deltas(self) -> None:
         """Remove the deltas that no average needs any more."""

@@ -11,7 +11,7 @@ from fedpdpo.server.admission import norm_of
 from fedpdpo.server.federation import Federation
 from fedpdpo.server.ledger import Ledger
 from fedpdpo.server.membership import format_of
-from fedpdpo.server.store import DeltaRow, EvaluationRow
+from fedpdpo.server.rows import DeltaRow, EvaluationRow
 
 #: After so many bytes what came of a delta is forced to the disk and counts as held.
 SYNC_BYTES = 2**24
@@ -64,13 +64,14 @@ class Intake:
         """Check and count a delta that came whole; durable when this returns.
 
         Returns whether the same delta had been counted meanwhile. Raises CutOff, WrongDigest,
-        BadPayload, NotOpen, AlreadyPushed or StorageFull; nothing is counted then.
+        BadPayload, NotOpen, AlreadyPushed, StorageFull or StorageAway; nothing is counted then.
         """
         federation = self._federation
         received.finish()
         norm = math.inf
         with contextlib.suppress(FileNotFoundError):  # put aside by now, and late
             norm = norm_of(received.part, federation.run.layout)
+            federation.store.keep(received.part, received.path, delta.sha256)
         with federation.writing() as ledger:
             counts_in = _counts_in(federation, ledger, delta)
             if counts_in is None:

@@ -9,8 +9,7 @@ from sqlalchemy.orm import Session
 from fedpdpo.common.errors import NotFound
 from fedpdpo.common.log import fields
 from fedpdpo.server.rounds import Phase
-from fedpdpo.server.stage import Stage
-from fedpdpo.server.store import (
+from fedpdpo.server.rows import (
     AdapterRow,
     ClientRow,
     DeltaRow,
@@ -19,6 +18,7 @@ from fedpdpo.server.store import (
     RoundRow,
     RunRow,
 )
+from fedpdpo.server.stage import Stage
 
 log = logging.getLogger(__name__)
 

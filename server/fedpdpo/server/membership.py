@@ -12,9 +12,9 @@ from fedpdpo.server.averaging import initial_adapter
 from fedpdpo.server.federation import Federation
 from fedpdpo.server.ledger import Ledger
 from fedpdpo.server.product_averaging import layers_of
+from fedpdpo.server.rows import ClientRow
 from fedpdpo.server.settings import ServerSettings
 from fedpdpo.server.steps import write_adapter
-from fedpdpo.server.store import ClientRow
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 

@@ -4,7 +4,7 @@ from sqlalchemy import select
 
 from fedpdpo.common.errors import NotOpen
 from fedpdpo.server.federation import Federation
-from fedpdpo.server.store import EventRow
+from fedpdpo.server.rows import EventRow
 
 _MAX_NUMBER = 2**63 - 1  # SQLite's largest
 

@@ -6,8 +6,9 @@ from sqlalchemy import select
 
 from fedpdpo.common.errors import BadState, Mismatch
 from fedpdpo.common.run import Run
+from fedpdpo.server.rows import RunRow
 from fedpdpo.server.settings import ServerSettings
-from fedpdpo.server.store import ADAPTERS, RunRow, Store
+from fedpdpo.server.store import Store
 
 _FIXED = ("model", "lora", "method", "num_rounds", "seed")
 
@@ -29,9 +30,9 @@ def open_run(store: Store, settings: ServerSettings) -> Run:
     with store.session() as session, session.begin():
         row = session.scalar(select(RunRow))
         if row is None:
-            if any((store.state_dir / ADAPTERS).glob("*")):
+            if store.holds_adapters():
                 raise BadState(
-                    f"{store.state_dir} holds adapters, but its run.sqlite knows no run; "
+                    f"{store.place} holds adapters, but the database knows no run; "
                     "restore it from a backup or begin anew with another --state-dir"
                 )
             session.add(RunRow(run_id=wanted.run_id, spec=wanted.model_dump(mode="json")))
@@ -40,11 +41,11 @@ def open_run(store: Store, settings: ServerSettings) -> Run:
             found = Run.model_validate(row.spec)
         except ValueError as error:
             raise BadState(
-                f"the run in {store.state_dir} was begun by another version: {error}"
+                f"the run in {store.place} was begun by another version: {error}"
             ) from error
     if differences := _differences(found, wanted):
         raise Mismatch(
-            f"{store.state_dir} holds a run with other settings ({'; '.join(differences)}); "
+            f"{store.place} holds a run with other settings ({'; '.join(differences)}); "
             "give the run's own settings, or another --state-dir for a new run"
         )
     return found

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import AnyUrl, Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from fedpdpo.common.encoding import Encoding
@@ -21,8 +21,20 @@ class ServerSettings(DaemonSettings):
         description="address to listen on; 0.0.0.0 lets other machines in, which needs --tls",
     )
     port: int = Field(50051, ge=0, le=65535, description="port to listen on; 0 picks a free one")
-    state_dir: Path = Field(
-        Path("fedpdpo-server-state"), description="folder that keeps the run; start again to go on"
+    state_dir: AnyUrl | Path = Field(
+        Path("fedpdpo-server-state"),
+        union_mode="left_to_right",
+        description="folder that keeps the run; start again to go on. Or an fsspec URL, such as "
+        "s3://BUCKET/RUN, which needs --database",
+    )
+    database: SecretStr = Field(
+        SecretStr(""),
+        description="postgresql://USER@HOST/NAME for the run's rows, instead of SQLite in "
+        "--state-dir: with both elsewhere any machine can go on with the run",
+    )
+    cache_dir: Path | None = Field(
+        None,
+        description="folder for copies of what an fsspec URL keeps; a temporary one by default",
     )
     tls: Path | None = Field(
         None,

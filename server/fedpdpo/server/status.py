@@ -4,7 +4,7 @@ from sqlalchemy import select
 
 from fedpdpo.common.wire import run_to_message
 from fedpdpo.server.federation import Federation
-from fedpdpo.server.store import ClientRow, EvaluationRow
+from fedpdpo.server.rows import ClientRow, EvaluationRow
 from fedpdpo.v1 import metrics_pb2, operator_pb2
 
 _SHOWN_VERSIONS = 10

@@ -1,6 +1,7 @@
 """What happens next in a run: rounds open, close and are averaged; the run ends."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from fedpdpo.common.errors import BadPayload
 from fedpdpo.common.files import whole_file
@@ -14,7 +15,8 @@ from fedpdpo.server.federation import Federation
 from fedpdpo.server.ledger import Ledger
 from fedpdpo.server.product_averaging import averaged_products
 from fedpdpo.server.rounds import Phase, num_asked, sample, staleness_weight
-from fedpdpo.server.store import AdapterRow, DeltaRow, RoundRow, Store
+from fedpdpo.server.rows import AdapterRow, DeltaRow, RoundRow
+from fedpdpo.server.store import Store
 
 RULES = {"factors": averaged, "products": averaged_products}
 
@@ -24,9 +26,10 @@ def step(federation: Federation) -> bool:
 
     A round that closes has its set of deltas fixed first; should the server die before their
     average is published, the next start averages the same set to the same bits. Averaging does
-    not hold the run's lock. Raises StorageFull; the step can be tried again.
+    not hold the run's lock. Raises StorageFull or StorageAway; the step can be tried again.
     """
     with federation.lock:
+        federation.settle_doubt()
         if not _due(federation):
             return False
         with federation.turning() as ledger:
@@ -36,11 +39,12 @@ def step(federation: Federation) -> bool:
                 return True
             if not opened.closing:
                 _close(federation, ledger, opened)
-            number = opened.number
-            deltas = _spooled(federation, ledger, number)
+            number, present = opened.number, ledger.adapter(opened.number - 1)
+            rows = ledger.deltas(number)
     phase = federation.meters.phases.labels("averaging")
-    with phase.time(), span("averaging", round=number, deltas=len(deltas)):
-        _average(federation, number, deltas)
+    with phase.time(), span("averaging", round=number, deltas=len(rows)):
+        adapter = federation.store.adapter(present)
+        _average(federation, number, adapter, _spooled(federation, rows, number))
     return True
 
 
@@ -105,12 +109,12 @@ def _scales(federation: Federation, rows: Sequence[DeltaRow]) -> tuple[list[floa
     return scales(norms, bound=settings.norm_bound, over=settings.over_bound)
 
 
-def _spooled(federation: Federation, ledger: Ledger, number: int) -> list[SpooledDelta]:
-    settings, rows = federation.settings, ledger.deltas(number)
+def _spooled(federation: Federation, rows: Sequence[DeltaRow], number: int) -> list[SpooledDelta]:
+    settings = federation.settings
     factors, _ = _scales(federation, rows)
     return [
         SpooledDelta(
-            federation.store.delta_path(row.round_number, row.client_id),
+            federation.store.delta(row),
             row.num_pairs
             * staleness_weight(number - row.round_number, power=settings.staleness_power),
             scale,
@@ -119,8 +123,10 @@ def _spooled(federation: Federation, ledger: Ledger, number: int) -> list[Spoole
     ]
 
 
-def _average(federation: Federation, number: int, deltas: Sequence[SpooledDelta]) -> None:
-    present, layout = federation.store.adapter_path(number - 1), federation.run.layout
+def _average(
+    federation: Federation, number: int, present: Path, deltas: Sequence[SpooledDelta]
+) -> None:
+    layout = federation.run.layout
     refused = ""
     try:
         rule = RULES[federation.settings.averaging]
@@ -144,8 +150,12 @@ def _average(federation: Federation, number: int, deltas: Sequence[SpooledDelta]
 def write_adapter(
     store: Store, version: int, layout: LoraLayout, tensors: Iterable[tuple[str, Array]]
 ) -> AdapterRow:
-    """Write an adapter durably; it is published once the row is in. Raises StorageFull."""
+    """Write an adapter durably; it is published once the row is in.
+
+    Raises StorageFull or StorageAway.
+    """
     path = store.adapter_path(version)
     with whole_file(path) as partial:
         sha256 = write_tensors(partial, Contents.of(layout), tensors)
+    store.keep(path, path, sha256)
     return AdapterRow(version=version, num_bytes=path.stat().st_size, sha256=sha256)

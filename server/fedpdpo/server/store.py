@@ -1,171 +1,139 @@
-"""The run on disk: SQLite for what is counted, safetensors files for what is summed.
+"""The run where it lasts: rows of what is counted, safetensors files of what is summed.
 
-STATE_DIR/run.sqlite                          run, clients, rounds, deltas, evaluations, events
-STATE_DIR/adapters/version-00003.safetensors  the adapter that round 3 made
-STATE_DIR/deltas/round-00004/CLIENT.safetensors  deltas of the open round
-STATE_DIR/deltas/round-00004/.CLIENT.safetensors.DIGEST.part  one that is on its way
-STATE_DIR/deltas/useless/                     those that are being removed
+FOLDER/run.sqlite                          run, clients, rounds, deltas, evaluations, events
+FOLDER/adapters/version-00003.safetensors  the adapter that round 3 made
+FOLDER/deltas/round-00004/CLIENT.safetensors  deltas of the open round
+FOLDER/deltas/round-00004/.CLIENT.safetensors.DIGEST.part  one that is on its way
+FOLDER/deltas/useless/                     those that are being removed
+
+The rows may lie in PostgreSQL instead, and the files elsewhere, by `Elsewhere`; the folder then
+holds copies, and what is on its way.
 """
 
 import contextlib
-import json
 import shutil
+import threading
 from collections.abc import Collection
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
 
-from sqlalchemy import JSON, Engine, ForeignKey, create_engine, event, select
-from sqlalchemy.exc import DatabaseError, OperationalError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy import Engine, select
+from sqlalchemy.exc import DatabaseError
+from sqlalchemy.orm import Session
 
-from fedpdpo.common.errors import BadState, StorageFull
+from fedpdpo.common.errors import BadState, StorageAway
+from fedpdpo.server.database import postgresql, sqlite
+from fedpdpo.server.elsewhere import Elsewhere
+from fedpdpo.server.rows import AdapterRow, DeltaRow, Row
 
 DELTAS = "deltas"
 ADAPTERS = "adapters"
 
-
-class Row(DeclarativeBase):
-    """A row of the run's database."""
-
-    type_annotation_map = {dict[str, Any]: JSON, list[str]: JSON}  # noqa: RUF012
-
-
-class RunRow(Row):
-    """The one run of a state directory."""
-
-    __tablename__ = "run"
-    run_id: Mapped[str] = mapped_column(primary_key=True)
-    spec: Mapped[dict[str, Any]] = mapped_column(deferred=True)
-    paused: Mapped[bool] = mapped_column(default=False)
-    stopped: Mapped[bool] = mapped_column(default=False)
-    finished: Mapped[bool] = mapped_column(default=False)
-
-
-class ClientRow(Row):
-    """A client that joined; it stays here when it leaves."""
-
-    __tablename__ = "clients"
-    client_id: Mapped[str] = mapped_column(primary_key=True)
-    num_train_pairs: Mapped[int]
-    num_eval_pairs: Mapped[int]
-    left: Mapped[bool] = mapped_column(default=False)
-    bytes_received: Mapped[int] = mapped_column(default=0)
-    bytes_sent: Mapped[int] = mapped_column(default=0)
-    encoding: Mapped[str] = mapped_column(default="float32")
-    topk_share: Mapped[float] = mapped_column(default=0.0)
-    zstd: Mapped[bool] = mapped_column(default=False)
-
-
-class RoundRow(Row):
-    """A round; `closing` once its set of deltas is fixed, `published` once they are averaged."""
-
-    __tablename__ = "rounds"
-    number: Mapped[int] = mapped_column(primary_key=True)
-    sampled: Mapped[list[str]]
-    opened_at_s: Mapped[float]
-    closing: Mapped[bool] = mapped_column(default=False)
-    published_at_s: Mapped[float | None] = mapped_column(default=None)
-
-
-class AdapterRow(Row):
-    """A published global adapter."""
-
-    __tablename__ = "adapters"
-    version: Mapped[int] = mapped_column(primary_key=True)
-    num_bytes: Mapped[int]
-    sha256: Mapped[bytes]
-
-
-class DeltaRow(Row):
-    """An acknowledged delta: of the round that it answers, and the round whose average it is in."""
-
-    __tablename__ = "deltas"
-    round_number: Mapped[int] = mapped_column(ForeignKey("rounds.number"), primary_key=True)
-    client_id: Mapped[str] = mapped_column(ForeignKey("clients.client_id"), primary_key=True)
-    counts_in: Mapped[int] = mapped_column(index=True)
-    num_pairs: Mapped[int]
-    num_bytes: Mapped[int]
-    sha256: Mapped[bytes]
-    norm: Mapped[float]
-    report: Mapped[dict[str, Any]]
-
-
-class EvaluationRow(Row):
-    """What a client measured on an adapter: view name to metrics."""
-
-    __tablename__ = "evaluations"
-    version: Mapped[int] = mapped_column(primary_key=True)
-    client_id: Mapped[str] = mapped_column(ForeignKey("clients.client_id"), primary_key=True)
-    num_pairs: Mapped[int]
-    views: Mapped[dict[str, Any]]
-
-
-class EventRow(Row):
-    """Something that happened, numbered from 1."""
-
-    __tablename__ = "events"
-    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
-    at_s: Mapped[float]
-    kind: Mapped[str]
-    message: Mapped[str]
+#: Adapters that stay in the folder where all are kept elsewhere.
+_COPIES = 4
 
 
 class Store:
-    """The files and the database of one state directory.
+    """The files and the database of one run.
 
-    Raises BadState where the database is damaged or written by another version.
+    `folder` is its state directory, and that of copies where `elsewhere`, an fsspec URL, is given.
+    Without `database`, a URL of PostgreSQL, SQLite is used. Raises BadState where the database is
+    damaged or written by another version, StorageAway while it does not answer.
     """
 
-    def __init__(self, state_dir: Path) -> None:
-        self.state_dir = state_dir
-        self._path = state_dir / "run.sqlite"
-        self._useless = state_dir / DELTAS / "useless"
-        self._engine = _engine(self._path)
+    def __init__(self, folder: Path, *, elsewhere: str = "", database: str = "") -> None:
+        self.folder = folder
+        self.place = elsewhere or str(folder)
+        self._elsewhere = Elsewhere(elsewhere) if elsewhere else None
+        self._useless = folder / DELTAS / "useless"
+        self._oldest_round = 0
+        self._fetching = threading.Lock()
+        path = folder / "run.sqlite"
+        self._engine = postgresql(database) if database else sqlite(path)
+        try:
+            self._check(str(self._engine.url) if database else str(path))
+        except BaseException:
+            self.close()
+            raise
+        for partial in folder.rglob(".*.partial"):
+            partial.unlink()
+
+    def _check(self, where: str) -> None:
+        advice = "restore it from a backup or begin anew with another --state-dir"
         try:
             Row.metadata.create_all(self._engine)
             with self.session() as session:
                 for table in Row.metadata.sorted_tables:
                     session.execute(select(table).limit(1)).all()
-                found = session.connection().exec_driver_sql("PRAGMA quick_check").scalars().all()
-            if found != ["ok"]:
-                raise BadState(
-                    f"the run's database {self._path} is damaged ({found[0]}); restore it from a "
-                    "backup or begin anew with another --state-dir"
-                )
+            found = _damage(self._engine)
         except DatabaseError as error:
             raise BadState(
-                f"the run's database {self._path} cannot be read ({error.orig}); "
-                "restore it from a backup or begin anew with another --state-dir"
+                f"the run's database {where} cannot be read ({error.orig}); {advice}"
             ) from error
-        for partial in state_dir.rglob(".*.partial"):
-            partial.unlink()
+        if found:
+            raise BadState(f"the run's database {where} is damaged ({found}); {advice}")
 
     def session(self) -> Session:
         """A session; use it as `with store.session() as session, session.begin():` to write."""
         return Session(self._engine, expire_on_commit=False)
 
     def adapter_path(self, version: int) -> Path:
-        """Where an adapter lies or will lie."""
-        return self.state_dir / ADAPTERS / f"version-{version:05d}.safetensors"
+        """Where an adapter lies or will lie in the folder."""
+        return self.folder / ADAPTERS / f"version-{version:05d}.safetensors"
 
     def delta_path(self, round_number: int, client_id: str) -> Path:
-        """Where a delta lies or will lie; `client_id` must be checked."""
+        """Where a delta lies or will lie in the folder; `client_id` must be checked."""
         return self.round_folder(round_number) / f"{client_id}.safetensors"
 
     def round_folder(self, round_number: int) -> Path:
-        """Where a round's deltas lie."""
-        return self.state_dir / DELTAS / f"round-{round_number:05d}"
+        """Where a round's deltas lie in the folder."""
+        return self.folder / DELTAS / f"round-{round_number:05d}"
+
+    def keep(self, content: Path, path: Path, sha256: bytes) -> None:
+        """Copy a file to where the state is kept, if that is elsewhere, as that of a path.
+
+        Durable when this returns. Raises StorageAway.
+        """
+        if self._elsewhere is not None:
+            self._elsewhere.put(content, self._name(path), sha256)
+
+    def adapter(self, row: AdapterRow) -> Path:
+        """A published adapter's file. Raises BadState where it is lost, StorageAway."""
+        return self._fetched(self.adapter_path(row.version), row)
+
+    def delta(self, row: DeltaRow) -> Path:
+        """An acknowledged delta's file. Raises BadState where it is lost, StorageAway."""
+        return self._fetched(self.delta_path(row.round_number, row.client_id), row)
+
+    def _fetched(self, path: Path, row: AdapterRow | DeltaRow) -> Path:
+        with self._fetching:
+            if path.exists():
+                return path
+            if self._elsewhere is None:
+                raise BadState(f"{path} is missing; restore it from a backup")
+            name, size = self._name(path), row.num_bytes
+            self._elsewhere.get(name, path, num_bytes=size, sha256=row.sha256)
+            return path
+
+    def _name(self, path: Path) -> PurePosixPath:
+        return PurePosixPath(path.relative_to(self.folder).as_posix())
+
+    def holds_adapters(self) -> bool:
+        """Whether there are adapters, be they of this run or not."""
+        if self._elsewhere is not None:
+            return self._elsewhere.holds(ADAPTERS)
+        return any((self.folder / ADAPTERS).glob("*"))
 
     def put_aside(self, *, but: Collection[Path], from_round: int) -> None:
         """Make all deltas useless but some, and but what came of those from a round on.
 
         That takes no time; `remove_useless` gives their space back, which does. What a full disk
-        leaves where it is, the next call puts aside.
+        leaves where it is, the next call puts aside. Elsewhere those before the round go.
         """
+        self._oldest_round = from_round
         with contextlib.suppress(OSError):
             self._useless.mkdir(parents=True, exist_ok=True)
             for folder in self._useless.parent.glob("round-*"):
-                number = int(folder.name.removeprefix("round-"))
+                number = _number(folder)
                 for path in list(folder.iterdir()):
                     coming = number >= from_round and path.name.startswith(".")
                     if path not in but and not coming:
@@ -174,28 +142,34 @@ class Store:
                     folder.rmdir()
 
     def remove_useless(self) -> None:
-        """Remove what was put aside."""
+        """Remove what was put aside, and copies of old adapters.
+
+        What does not answer elsewhere, the next call removes.
+        """
         shutil.rmtree(self._useless, ignore_errors=True)
+        if self._elsewhere is not None:
+            copies = sorted((self.folder / ADAPTERS).glob("version-*"), key=_number)
+            for old in copies[:-_COPIES]:
+                old.unlink()
+            with contextlib.suppress(StorageAway):
+                self._elsewhere.remove_folders(
+                    DELTAS, lambda name: _number(Path(name)) < self._oldest_round
+                )
 
     def close(self) -> None:
         """Close the database."""
         self._engine.dispose()
 
 
-def _engine(path: Path) -> Engine:
-    engine = create_engine(f"sqlite:///{path}", json_serializer=lambda v: json.dumps(v))
+def _number(path: Path) -> int:
+    """The round or version in a name."""
+    return int(path.stem.partition("-")[2])
 
-    @event.listens_for(engine, "connect")
-    def durable(connection: Any, _record: object) -> None:
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
-        connection.execute("PRAGMA foreign_keys=ON")
 
-    @event.listens_for(engine, "handle_error")
-    def name_full_disk(context: Any) -> None:
-        if isinstance(context.sqlalchemy_exception, OperationalError) and "full" in str(
-            context.original_exception
-        ):
-            raise StorageFull(f"cannot write {path}: the disk is full; nothing was lost")
-
-    return engine
+def _damage(engine: Engine) -> str:
+    """What SQLite finds damaged in its file; empty where it is sound."""
+    if engine.dialect.name != "sqlite":
+        return ""
+    with engine.connect() as connection:
+        found = connection.exec_driver_sql("PRAGMA quick_check").scalars().all()
+    return "" if found == ["ok"] else str(found[0])

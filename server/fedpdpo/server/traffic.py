@@ -3,7 +3,7 @@
 import threading
 from collections import Counter
 
-from fedpdpo.server.store import ClientRow
+from fedpdpo.server.rows import ClientRow
 
 
 class Traffic:

@@ -18,7 +18,7 @@ _STATES = ("here", "answered", "away", "left")
 def exposition(federation: Federation, observer: Observer) -> tuple[bytes, str]:
     """The text that Prometheus reads, and its content type."""
     now = CollectorRegistry()
-    free = shutil.disk_usage(federation.store.state_dir).free
+    free = shutil.disk_usage(federation.store.folder).free
     now.register(_Now(observer.overview(), free))
     return generate_latest(federation.meters.registry) + generate_latest(now), CONTENT_TYPE_LATEST
 

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from fedpdpo.server.store import DeltaRow, EvaluationRow, RoundRow
+from fedpdpo.server.rows import DeltaRow, EvaluationRow, RoundRow
 
 KINDS = ("implicit", "explicit", "combined")
 

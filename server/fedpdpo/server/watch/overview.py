@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from fedpdpo.common.errors import NotFound
 from fedpdpo.common.version import __version__
 from fedpdpo.server.federation import Federation
-from fedpdpo.server.store import AdapterRow, ClientRow, EvaluationRow
+from fedpdpo.server.rows import AdapterRow, ClientRow, EvaluationRow
 from fedpdpo.server.watch.history import (
     History,
     Measured,

@@ -20,7 +20,7 @@ from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from fedpdpo.common.errors import FedPDPOError, NotFound, NotIdentified, NotOpen
+from fedpdpo.common.errors import FedPDPOError, NotFound, NotIdentified, NotOpen, StorageAway
 from fedpdpo.server.changes import Changes
 from fedpdpo.server.federation import Federation
 from fedpdpo.server.operations import events_after, set_paused, stop
@@ -37,7 +37,7 @@ _LEAST_S, _MOST_S = 0.5, 2.0
 _MOST_NUMBER = 2**31 - 1
 
 _OVERVIEW = TypeAdapter(Overview)
-_STATUSES = {NotFound: 404, NotOpen: 409, NotIdentified: 401}
+_STATUSES = {NotFound: 404, NotOpen: 409, NotIdentified: 401, StorageAway: 503}
 
 #: What an operator may do to a run.
 ACTIONS: dict[str, Callable[[Federation], None]] = {
@@ -150,13 +150,13 @@ class Web:
 
     async def _adapter(self, request: Request) -> Response:
         version = _number(request, "version")
-        await asyncio.to_thread(self._check_published, version)
-        name = f"adapter-{version:05d}.safetensors"
-        return FileResponse(self._federation.store.adapter_path(version), filename=name)
+        path = await asyncio.to_thread(self._file, version)
+        return FileResponse(path, filename=f"adapter-{version:05d}.safetensors")
 
-    def _check_published(self, version: int) -> None:
+    def _file(self, version: int) -> Path:
         with self._federation.reading() as ledger:
-            ledger.adapter(version)
+            row = ledger.adapter(version)
+        return self._federation.store.adapter(row)
 
 
 def _number(request: Request, name: str) -> int:

@@ -1,0 +1,299 @@
+"""Rows in PostgreSQL, files in an object store: what lasts, what is awaited, who may write."""
+
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import event
+from sqlalchemy.orm import Session
+
+from fedpdpo.common.errors import BadSettings, BadState, StorageAway
+from fedpdpo.common.log import start_logging
+from fedpdpo.server.database import postgresql
+from fedpdpo.server.elsewhere import Elsewhere
+from fedpdpo.server.rounds import Phase
+from fedpdpo.server.store import Store
+from serving import connected, running, settings, take_part
+from storage import Database, ObjectStore
+from world import World, begin
+
+
+class Far:
+    """A bucket and a database of a test's own."""
+
+    def __init__(self, folder: Path, objects: ObjectStore, rows: Database) -> None:
+        self.objects, self.rows = objects, rows
+        self.bucket, self.database = objects.bucket(), rows.new()
+        self.elsewhere = f"s3://{self.bucket}/run"
+        self._folder = folder
+        self._worlds: list[World] = []
+
+    def world(self, machine: str, **values: object) -> World:
+        """The run as a machine sees it."""
+        places = {"elsewhere": self.elsewhere, "database": self.rows.url(self.database)}
+        self._worlds.append(World(self._folder / machine, places=places, **values))
+        return self._worlds[-1]
+
+    def names(self) -> list[str]:
+        """All objects of the run."""
+        found = self.objects.client().list_objects_v2(Bucket=self.bucket).get("Contents", [])
+        return [one["Key"].removeprefix("run/") for one in found]
+
+    def close(self) -> None:
+        """Close all stores."""
+        for world in self._worlds:
+            world.store.close()
+
+
+@pytest.fixture
+def far(
+    tmp_path: Path,
+    object_store: ObjectStore,
+    database: Database,
+) -> Iterator[Far]:
+    made = Far(tmp_path, object_store, database)
+    yield made
+    made.close()
+
+
+def test_another_machine_goes_on_where_the_first_was_lost(far: Far, tmp_path: Path) -> None:
+    first = far.world("first")
+    begin(first, "ada", "bea")
+    first.push("ada", 1, 1.0)
+    first.store.close()
+    shutil.rmtree(tmp_path / "first")
+    second = far.world("second")
+    second.join("ada")
+    second.join("bea")
+    second.push("ada", 1, 1.0)
+    second.push("bea", 1, 3.0)
+    second.settle()
+    assert second.adapter(1) == 2.0
+    assert second.events.count("delta_received") == 2
+
+
+def test_what_is_kept_is_named_by_its_digest_and_old_deltas_go(far: Far) -> None:
+    world = far.world("one")
+    begin(world, "ada", "bea")
+    world.push("ada", 1, 1.0)
+    (delta,) = [name for name in far.names() if name.startswith("deltas/")]
+    assert delta.startswith("deltas/round-00001/ada.") and delta.endswith(".safetensors")
+    world.push("bea", 1, 1.0)
+    world.settle()
+    assert not [name for name in far.names() if name.startswith("deltas/round-00001/")]
+    assert len([name for name in far.names() if name.startswith("adapters/version-0000")]) == 2
+
+
+def test_copies_of_old_adapters_go_and_come_back(far: Far) -> None:
+    world = far.world("one", rounds=6)
+    begin(world, "ada", "bea")
+    for number in range(1, 6):
+        world.push("ada", number, 1.0)
+        world.push("bea", number, 1.0)
+        world.settle()
+        for name in ("ada", "bea"):
+            world.evaluate(name, number)
+        world.settle()
+    assert not world.store.adapter_path(0).exists()
+    with world.federation.reading() as ledger:
+        row = ledger.adapter(0)
+    assert world.store.adapter(row).stat().st_size == row.num_bytes
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 10, None])
+def test_a_damaged_or_lost_object_is_named(far: Far, tmp_path: Path, content: bytes | None) -> None:
+    world = far.world("one")
+    begin(world, "ada", "bea")
+    world.store.close()
+    (key,) = (f"run/{name}" for name in far.names())
+    if content is None:
+        far.objects.client().delete_object(Bucket=far.bucket, Key=key)
+    else:
+        size = len(far.objects.client().get_object(Bucket=far.bucket, Key=key)["Body"].read())
+        same_size = content.ljust(size, b"\0") if content else content
+        far.objects.client().put_object(Bucket=far.bucket, Key=key, Body=same_size)
+    with pytest.raises(BadState, match="damaged" if content is not None else "own --state-dir"):
+        far.world("two")
+    assert not list((tmp_path / "two").rglob("*.safetensors"))
+
+
+def test_adapters_without_rows_are_not_taken_for_a_new_run(far: Far) -> None:
+    world = far.world("one")
+    begin(world, "ada", "bea")
+    world.store.close()
+    far.database = far.rows.new()
+    with pytest.raises(BadState, match="the database knows no run"):
+        far.world("two")
+
+
+def test_an_object_store_that_refuses_is_away_and_nothing_counts(far: Far) -> None:
+    world = far.world("one")
+    begin(world, "ada", "bea")
+    client = far.objects.client()
+    kept = [(f"run/{name}", far.objects.client().get_object(
+        Bucket=far.bucket, Key=f"run/{name}")["Body"].read()) for name in far.names()]  # fmt: skip
+    for key, _ in kept:
+        client.delete_object(Bucket=far.bucket, Key=key)
+    client.delete_bucket(Bucket=far.bucket)
+    with pytest.raises(StorageAway, match=r"s3://\S+ does not answer"):
+        world.push("ada", 1, 1.0)
+    assert "delta_received" not in world.events
+    where = {"LocationConstraint": "eu-central-1"}
+    client.create_bucket(Bucket=far.bucket, CreateBucketConfiguration=where)
+    world.push("ada", 1, 1.0)
+    world.push("bea", 1, 1.0)
+    world.settle()
+    assert world.adapter(1) == 1.0
+
+
+def test_a_database_that_restarts_is_away_meanwhile_and_the_run_goes_on(far: Far) -> None:
+    world = far.world("one")
+    begin(world, "ada", "bea")
+    world.push("ada", 1, 1.0)
+    far.rows.stop()
+    try:
+        with pytest.raises(StorageAway, match="does not answer"):
+            world.push("bea", 1, 1.0)
+    finally:
+        far.rows.start()
+    world.push("bea", 1, 1.0)
+    world.settle()
+    assert world.adapter(1) == 1.0
+    assert world.events.count("delta_received") == 2
+
+
+def test_one_server_holds_a_run_at_a_time(far: Far) -> None:
+    first = far.world("first")
+    with pytest.raises(StorageAway, match="another server holds the run"):
+        far.world("second")
+    first.store.close()
+    far.world("second")
+
+
+def test_a_server_whose_connection_is_gone_writes_no_more_once_another_holds_the_run(
+    far: Far,
+) -> None:
+    first = far.world("first")
+    begin(first, "ada", "bea")
+    far.rows.cut_off(far.database)
+    second = far.world("second")
+    with pytest.raises(StorageAway, match="another server holds the run"):
+        first.push("ada", 1, 9.0)
+    with pytest.raises(StorageAway, match="another server holds the run"):
+        first.settle()
+    for name in ("ada", "bea"):
+        second.join(name)
+        second.push(name, 1, 1.0)
+    second.settle()
+    assert second.adapter(1) == 1.0
+    second.store.close()
+    first.settle()
+    assert first.federation.stage.version == 1
+
+
+def test_a_commit_that_was_done_but_not_told_is_seen(far: Far) -> None:
+    def lose_the_answer(_: Session) -> None:
+        raise StorageAway("the answer to a commit was lost")
+
+    world = far.world("one")
+    begin(world, "ada", "bea")
+    world.push("ada", 1, 1.0)
+    event.listen(Session, "after_commit", lose_the_answer)
+    try:
+        with pytest.raises(StorageAway):
+            world.push("bea", 1, 1.0)
+    finally:
+        event.remove(Session, "after_commit", lose_the_answer)
+    assert "bea" not in world.federation.stage.answered
+    world.settle()
+    assert world.adapter(1) == 1.0
+
+
+def test_two_runs_share_a_database_in_schemas_of_their_own(
+    tmp_path: Path,
+    database: Database,
+) -> None:
+    name = database.new()
+    with database.connect(name) as connection:
+        connection.execute("CREATE SCHEMA north; CREATE SCHEMA south")
+    stores = []
+    for schema in ("north", "south"):
+        (tmp_path / schema).mkdir()
+        url = f"{database.url(name)}?options=-csearch_path%3D{schema}"
+        stores.append(Store(tmp_path / schema, database=url))
+    for store in stores:
+        store.close()
+    with database.connect(name) as connection:
+        found = connection.execute("SELECT schemaname FROM pg_tables WHERE tablename = 'deltas'")
+        assert sorted(row[0] for row in found) == ["north", "south"]
+
+
+def test_large_counts_fit(far: Far) -> None:
+    world = far.world("one")
+    begin(world, "ada", "bea")
+    world.federation.traffic.received("ada", 2**40)
+    world.push("ada", 1, 1.0)
+    with world.federation.reading() as ledger:
+        assert ledger.client("ada").bytes_received == 2**40
+
+
+def test_a_whole_run_is_served_and_the_folder_of_copies_is_gone(
+    far: Far, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    url = far.rows.url(far.database)
+    wanted = settings(tmp_path, state_dir=far.elsewhere, database=url, insecure=True)
+    with running(wanted) as port, connected(port) as (stub, _):
+        threads = [threading.Thread(target=take_part, args=(stub, name)) for name in ("ada", "bea")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    assert [name.split(".")[0] for name in far.names()] == [
+        f"adapters/version-{version:05d}" for version in range(3)
+    ]
+    assert not list(tmp_path.glob("fedpdpo-server-*"))
+    world = far.world("later")
+    assert world.phase is Phase.FINISHED
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda _: postgresql("nonsense"), "no SQLAlchemy URL"),
+        (lambda _: postgresql("mysql://a@b/c"), "PostgreSQL alone"),
+        (lambda _: Elsewhere("gopher://there/run"), "cannot be used"),
+    ],
+)
+def test_urls_that_cannot_be_used_are_told(make: Callable[[None], object], words: str) -> None:
+    with pytest.raises(BadSettings, match=words):
+        make(None)
+
+
+def test_a_state_dir_elsewhere_needs_a_database(tmp_path: Path) -> None:
+    wanted = settings(tmp_path, state_dir="s3://bucket/run")
+    with pytest.raises(BadSettings, match="needs --database"), running(wanted):
+        pass
+
+
+def test_a_password_is_neither_logged_nor_told(
+    tmp_path: Path,
+    database: Database,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fedpdpo.server.opening._PATIENCE_S", 1.5)
+    start_logging("INFO")
+    url = f"postgresql://fedpdpo:opensesame@127.0.0.1:{database.port}/absent"
+    wanted = settings(tmp_path, database=url)
+    with (
+        pytest.raises(StorageAway, match='database "absent" does not exist') as error,
+        running(wanted),
+    ):
+        pass
+    told = capsys.readouterr()
+    assert "waiting_for_storage" in told.err + told.out
+    for text in (told.out, told.err, str(error.value), repr(wanted)):
+        assert "opensesame" not in text
