@@ -124,7 +124,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_losses_of_a_round_follow_trls_step_by_step(
     model: Path, tmp_path: Path, last_layers: int, max_grad_norm: float
 ) -> None:
-    run = plain_dpo(last_layers=last_layers, max_grad_norm=max_grad_norm, lora_lr=3e-3)
+    run = plain_dpo(last_layers=last_layers, max_grad_norm=max_grad_norm, lora_lr=3e-3, beta=0.1)
     policy = tiny_policy(model, run)
     pairs = tiny_pairs(num=STEPS * BATCH)
     trainer = trl_trainer(model, pairs, run, tmp_path / "trl")

@@ -290,7 +290,7 @@ def test_moments_of_another_kind_are_left_aside(model: Path, tmp_path: Path) -> 
     "method",
     [
         {},
-        {"objective": "separate"},
+        {"objective": "combined"},
         {"schedule": "private_then_shared"},
         {"head": "lowrank", "head_rank": 4},
         {"head": "frozen"},
@@ -303,7 +303,7 @@ def test_what_is_learnt_holds_on_pairs_not_seen(
 ) -> None:
     trained = Trained(model, tmp_path, num=64, local_epochs=3, **method)
     trained.round(1)
-    assert trained.round(2).report().loss < 0.3
+    assert trained.round(2).report().accuracy > 0.95
     held_out = tiny_pairs(seed=5, num=40)
     pairs = tiny_pairset(trained.policy, held_out, tmp_path, key="held out")
     _, personal = evaluate(trained.policy, pairs, trained.method)

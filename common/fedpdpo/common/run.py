@@ -48,10 +48,10 @@ class LoraSettings(Closed):
 class MethodSettings(Closed):
     """The personalised DPO objective, the private parts and the local optimizer."""
 
-    beta: float = Field(0.1, gt=0, description="strength of the implicit reward")
+    beta: float = Field(0.03, gt=0, description="strength of the implicit reward")
     alpha: float = Field(1.0, ge=0, description="weight of the explicit reward")
     objective: Literal["combined", "separate"] = Field(
-        "combined",
+        "separate",
         description="Bradley-Terry on the summed rewards, or DPO and reward losses, summed",
     )
     schedule: Literal["joint", "private_then_shared"] = Field(
