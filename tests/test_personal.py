@@ -10,24 +10,19 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from fedpdpo.client.model.lora import SharedState, layout_of
 from fedpdpo.client.model.packing import pack
-from fedpdpo.client.model.policy import Policy, private_parameters
-from fedpdpo.client.state import ClientState, PrivateState
+from fedpdpo.client.model.policy import Policy
+from fedpdpo.client.state import ClientState
 from fedpdpo.client.tool.chat import Speaker
 from fedpdpo.client.tool.command import main
 from fedpdpo.client.tool.personal import export, load
-from fedpdpo.client.training.local_round import train_round
-from fedpdpo.client.training.optimizer import LocalOptimizer
 from fedpdpo.common.errors import BadModel, BadState
-from fedpdpo.common.run import Run, TensorSpec
+from left import left_by
 from tiny import (
     CPU,
     save_tiny_model,
     tiny_backbone,
     tiny_pairs,
-    tiny_pairset,
-    tiny_policy,
     tiny_run,
     write_preferences,
 )
@@ -38,43 +33,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
-def fixed(run: Run, policy: Policy, model: Path) -> Run:
-    backbone = tiny_backbone(model)
-    specs = tuple(
-        TensorSpec(name=name, shape=shape) for name, shape in layout_of(policy.peft_model).shapes
-    )
-    return run.model_copy(
-        update={
-            "backbone_fingerprint": backbone.fingerprint,
-            "tokenizer_fingerprint": backbone.tokenizer_fingerprint,
-            "lora_layout": specs,
-        }
-    )
-
-
 @pytest.fixture(scope="module")
 def trained(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Policy, Path]:
     """A policy after a round, and the state directory that a client would have left."""
     folder = tmp_path_factory.mktemp("state")
-    run = tiny_run()
-    policy = tiny_policy(model, run)
-    start = SharedState.of(policy.peft_model)
-    optimizer = LocalOptimizer(policy, run.method)
-    pairs = tiny_pairset(policy, tiny_pairs(), folder)
-    point = train_round(policy, pairs, run, optimizer, seed=0, round_number=1)
-    state = ClientState(folder, client_id="ada")
-    state.bind(fixed(run, policy, model), model=str(model))
-    shared = SharedState.of(policy.peft_model)
-    state.save_round(
-        1,
-        private=PrivateState(private_parameters(policy), optimizer.moments(shared=False)),
-        delta=shared.minus(start),
-        num_pairs=len(pairs),
-        report=point.report(),
-    )
-    state.adapter_path(1).parent.mkdir()
-    shared.write(state.adapter_path(1))
-    return policy, folder
+    return left_by(model, folder, tiny_run()), folder
 
 
 @pytest.fixture

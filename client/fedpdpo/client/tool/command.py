@@ -38,6 +38,15 @@ class ExportSettings(Settings):
         Path("fedpdpo-client-state"), description="state directory of the client"
     )
     out: Path = Field(description="folder to write; it must not be there yet")
+    form: Literal["personal", "peft", "model", "reward"] = Field(
+        "personal",
+        description="personal: shared and private parts, for chat and eval. model: the whole model "
+        "for transformers. reward: the explicit reward as a sequence classifier. peft: an adapter, "
+        "for runs without bottleneck",
+    )
+    model: str | None = Field(
+        None, description="where the backbone lies, if it moved; personal needs none"
+    )
     state_key_file: Path | None = Field(
         None, description="file with the key that encrypts the state directory's private parts"
     )
@@ -66,6 +75,20 @@ class ChatSettings(ModelSettings):
     temperature: float = Field(0.0, ge=0, description="0 takes the likeliest token every time")
 
 
+class ScoreSettings(ModelSettings):
+    """Rank answers to a prompt by the client's taste."""
+
+    prompt: str = Field(description="what is answered")
+    answers: Path = Field(
+        description="file of answers, one a line, which may begin with a space; - for standard "
+        "input"
+    )
+    continue_text: bool = Field(
+        False, description="the answers go on from the text itself, without the chat template"
+    )
+    max_tokens: int = Field(1024, ge=8, description="tokens of a prompt with one response")
+
+
 class EvalSettings(ModelSettings):
     """Measure the personal model's preference accuracy."""
 
@@ -87,6 +110,12 @@ def _chat(settings: ChatSettings, console: Console) -> None:
     inspection.chat(console, **settings.model_dump())
 
 
+def _score(settings: ScoreSettings, console: Console) -> None:
+    from fedpdpo.client.tool import inspection
+
+    inspection.score(console, **settings.model_dump())
+
+
 def _eval(settings: EvalSettings, console: Console) -> None:
     from fedpdpo.client.tool import inspection
 
@@ -94,11 +123,20 @@ def _eval(settings: EvalSettings, console: Console) -> None:
 
 
 def _export(settings: ExportSettings, console: Console) -> None:
+    from fedpdpo.client.exporting.export import export_form
     from fedpdpo.client.tool.personal import export
     from fedpdpo.client.vault import Vault
 
-    export(settings.state_dir, settings.out, Vault.of(None, settings.state_key_file))
-    console.print(f"wrote {settings.out}; try: fedpdpo chat --model-dir {settings.out}")
+    vault = Vault.of(None, settings.state_key_file)
+    if settings.form == "personal":
+        export(settings.state_dir, settings.out, vault)
+        console.print(f"wrote {settings.out}; try: fedpdpo chat --model-dir {settings.out}")
+        return
+    with console.status("loading the backbone"):
+        export_form(
+            settings.state_dir, settings.out, settings.form, model=settings.model, vault=vault
+        )
+    console.print(f"wrote {settings.out}; its README.md tells how to use it")
 
 
 @dataclass(frozen=True)
@@ -122,6 +160,7 @@ COMMANDS = {
     "export": _Command(ExportSettings, _export),
     "chat": _Command(ChatSettings, _chat),
     "eval": _Command(EvalSettings, _eval),
+    "score": _Command(ScoreSettings, _score),
 }
 
 HELP = """\
@@ -143,9 +182,10 @@ who may come in, on the operator's machine:
   token            make an enrolment token, where clients have no certificates
 
 a personal model, on the client's own machine:
-  export   write it to a folder that loads
+  export   write it to a folder that loads; --form model for transformers and what builds on it
   chat     talk to it; --compare base shows the plain backbone beside
   eval     measure its preference accuracy on a file
+  score    rank answers to a prompt
 
 fedpdpo COMMAND --help shows the options. The daemons are fedpdpo-server and fedpdpo-client.
 """

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fedpdpo.client.data.preferences import read_preferences
 from fedpdpo.client.data.tokens import pair_tokens
@@ -12,6 +13,7 @@ from fedpdpo.client.model.backbone import device_of, dtype_of
 from fedpdpo.client.model.objective import accuracy
 from fedpdpo.client.tool.chat import Speaker, Turn
 from fedpdpo.client.tool.personal import load
+from fedpdpo.client.tool.ranking import ranked, read_answers
 from fedpdpo.client.training.evaluation import evaluate
 from fedpdpo.client.training.pairset import prepare
 from fedpdpo.client.training.reference import ReferenceCache
@@ -60,6 +62,40 @@ def _asked(console: Console) -> str:
         return console.input("[bold]you[/] (an empty line ends): ").strip()
     except EOFError:
         return ""
+
+
+def score(
+    console: Console,
+    *,
+    model_dir: Path,
+    model: str | None,
+    device: str,
+    dtype: str,
+    prompt: str,
+    answers: Path,
+    continue_text: bool,
+    max_tokens: int,
+) -> None:
+    """Print answers to a prompt with their rewards, the best first.
+
+    Raises BadData, BadState or BadModel.
+    """
+    policy, backbone, identity = load(
+        model_dir, model=model, device=device_of(device), dtype=dtype_of(dtype, device_of(device))
+    )
+    given = read_answers(answers)
+    chat = bool(backbone.tokenizer.chat_template) and not continue_text
+    method = identity.run.method
+    found = ranked(
+        policy, backbone.tokenizer, method, prompt, given, chat=chat, max_tokens=max_tokens
+    )
+    table = Table("answer", title=f"to the taste of {identity.client_id}")
+    for column in ("reward", "implicit", "explicit"):
+        table.add_column(column, justify="right")
+    for one in found:
+        numbers = (f"{value:.3f}" for value in (one.combined, one.implicit, one.explicit))
+        table.add_row(Text(one.answer), *numbers)
+    console.print(table)
 
 
 def evaluate_data(

@@ -1,0 +1,1 @@
+"""The personal model in the forms that other tools open."""

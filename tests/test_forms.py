@@ -1,0 +1,202 @@
+"""The personal model in other tools' forms: each gives the client's own numbers."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
+
+from fedpdpo.client.data.preferences import Preference
+from fedpdpo.client.data.tokens import pair_tokens
+from fedpdpo.client.model.objective import explicit_margin, implicit_margin
+from fedpdpo.client.model.packing import pack
+from fedpdpo.client.model.policy import Policy
+from fedpdpo.client.tool.command import main
+from fedpdpo.client.tool.ranking import ranked
+from left import left_by
+from tiny import CPU, save_tiny_model, tiny_pairs, tiny_run, tiny_tokenizer
+
+PROMPT = "the film is 17"
+ANSWERS = (" lovely", " awful", " rather cold")
+
+
+class Left:
+    """A trained policy, and the state directory that its client left."""
+
+    def __init__(self, folder: Path, *, family: str = "llama", **method: Any) -> None:
+        folder.mkdir()
+        self.model = save_tiny_model(folder / "backbone", family=family)
+        self.folder = folder
+        self.run = tiny_run(**method)
+        self.policy = left_by(self.model, folder / "state", self.run)
+
+    def exported(self, form: str) -> Path:
+        out = self.folder / form
+        state, model = str(self.folder / "state"), str(self.model)
+        assert main(["export", "--state-dir", state, "--out", str(out), "--form", form,
+                     "--model", model]) == 0  # fmt: skip
+        return out
+
+
+def own_logits(policy: Policy, ids: Tensor) -> Tensor:
+    with torch.no_grad():
+        z = policy.private.features(policy.decoder.alone(ids))
+        logits: Tensor = policy.private.head(z)
+    return logits
+
+
+def own_rewards(policy: Policy) -> Tensor:
+    packed = pack(tiny_pairs(), range(12), device=CPU)
+    with torch.no_grad():
+        found = policy.scores(packed, policy.hidden(packed))
+    return torch.stack([found.chosen_rewards, found.rejected_rewards], 1)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize(
+    "method", [{}, {"head": "full"}, {"head": "frozen"}, {"bottleneck": 0}], ids=str
+)
+def test_the_whole_model_gives_the_clients_own_logits_and_speaks_as_it_does(
+    tmp_path: Path, family: str, method: dict[str, Any]
+) -> None:
+    left = Left(tmp_path / "left", family=family, **method)
+    ids = torch.tensor(tiny_pairs()[0].prompt)
+    expected = own_logits(left.policy, ids)
+    out = left.exported("model")
+    theirs = AutoModelForCausalLM.from_pretrained(
+        out, trust_remote_code="bottleneck" not in method, dtype=torch.float32
+    )
+    with torch.no_grad():
+        found = theirs(input_ids=ids[None]).logits[0]
+        said = theirs.generate(ids[None], max_new_tokens=5, do_sample=False)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert said.shape[1] > len(ids)
+    base = AutoModelForCausalLM.from_pretrained(left.model)
+    with torch.no_grad():
+        assert (base(input_ids=ids[None]).logits[0] - expected).abs().max() > 1e-3
+
+
+@pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings:UserWarning")
+@pytest.mark.parametrize("head", ["lowrank", "full", "frozen"])
+@pytest.mark.parametrize("last_layers", [0, 2])
+def test_plain_peft_gives_the_clients_own_logits(
+    tmp_path: Path, head: str, last_layers: int
+) -> None:
+    left = Left(tmp_path / "left", head=head, bottleneck=0, last_layers=last_layers)
+    ids = torch.tensor(tiny_pairs()[0].prompt)
+    expected = own_logits(left.policy, ids)
+    plain = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(left.model), left.exported("peft")
+    )
+    with torch.no_grad():
+        found = plain(input_ids=ids[None]).logits[0]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_bottleneck_has_no_place_in_a_peft_adapter(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left = Left(tmp_path / "left")
+    out = tmp_path / "out"
+    arguments = ["--state-dir", str(tmp_path / "left/state"), "--out", str(out), "--form", "peft"]
+    assert main(["export", *arguments, "--model", str(left.model)]) == 2
+    assert "--form model holds all" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("method", [{}, {"bottleneck": 0}], ids=str)
+def test_the_reward_model_scores_as_the_client_does(tmp_path: Path, method: dict[str, Any]) -> None:
+    left = Left(tmp_path / "left", **method)
+    expected = own_rewards(left.policy)
+    out = left.exported("reward")
+    theirs = AutoModelForSequenceClassification.from_pretrained(out, trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    assert theirs.config.num_labels == 1
+    for pair, own in zip(tiny_pairs(), expected, strict=True):
+        texts = [tokenizer.decode(ids[:-1]) for ids in (pair.chosen, pair.rejected)]
+        found = theirs.score(tokenizer, tokenizer.decode(pair.prompt), texts)
+        torch.testing.assert_close(found, own, rtol=1e-4, atol=1e-5)
+    assert (expected[:, 0] > expected[:, 1]).double().mean() > 0.8
+
+
+def test_the_reward_model_takes_chat_messages(tmp_path: Path) -> None:
+    left = Left(tmp_path / "left")
+    out = left.exported("reward")
+    theirs = AutoModelForSequenceClassification.from_pretrained(out, trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    turns = [{"role": "user", "content": PROMPT}]
+    together = theirs.score(tokenizer, turns, ANSWERS)
+    alone = torch.cat([theirs.score(tokenizer, turns, [answer]) for answer in ANSWERS])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+    assert together.std() > 0
+
+
+def test_the_rewards_form_needs_a_reward_head(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left = Left(tmp_path / "left", reward_head=False)
+    state, out = str(tmp_path / "left/state"), str(tmp_path / "out")
+    arguments = ["--state-dir", state, "--out", out, "--form", "reward", "--model", str(left.model)]
+    assert main(["export", *arguments]) == 2
+    assert "no reward head" in capsys.readouterr().err
+
+
+def test_answers_are_ranked_with_the_clients_own_rewards(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left = Left(tmp_path / "left")
+    out = tmp_path / "personal"
+    state, model = str(tmp_path / "left/state"), str(left.model)
+    assert main(["export", "--state-dir", state, "--out", str(out)]) == 0
+    answers = tmp_path / "answers.txt"
+    answers.write_text("\n".join((*ANSWERS, "", ANSWERS[0])), encoding="utf-8")
+    given = ["--model-dir", str(out), "--model", model, "--prompt", PROMPT]
+    given += ["--answers", str(answers)]
+    assert main(["score", *given, "--continue-text"]) == 0
+    told = capsys.readouterr().out
+    assert "to the taste of ada" in told
+    tokenizer = tiny_tokenizer()
+    found = ranked(left.policy, tokenizer, left.run.method, PROMPT, ANSWERS, chat=False,
+                   max_tokens=256)  # fmt: skip
+    places = [told.index(one.answer.strip()) for one in found]
+    assert places == sorted(places)
+    assert [one.combined for one in found] == sorted((one.combined for one in found), reverse=True)
+    by_answer = {one.answer: one for one in found}
+    first, second = ANSWERS[:2]
+    pair = pair_tokens(Preference(PROMPT, first, second), tokenizer, max_tokens=256)
+    packed = pack([pair], [0], device=CPU)
+    with torch.no_grad():
+        own = left.policy.scores(packed, left.policy.hidden(packed))
+    reference = left.policy.reference_scores(packed)
+    reference_margin = reference.chosen_logps - reference.rejected_logps
+    implicit = float(implicit_margin(own, reference_margin, beta=left.run.method.beta))
+    explicit = float(explicit_margin(own))
+    assert by_answer[first].explicit == pytest.approx(float(own.chosen_rewards), abs=1e-5)
+    told_margin = by_answer[first].combined - by_answer[second].combined
+    assert told_margin == pytest.approx(implicit + left.run.method.alpha * explicit, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"yes", "two or more"), (b"\xff\xff", "cannot read"), (b"a" * (2**20 + 1), "more than"),
+     (None, "cannot read")],
+)  # fmt: skip
+def test_answers_that_cannot_be_ranked_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None, words: str
+) -> None:
+    left = Left(tmp_path / "left")
+    out = tmp_path / "personal"
+    assert main(["export", "--state-dir", str(tmp_path / "left/state"), "--out", str(out)]) == 0
+    given = ["--model-dir", str(out), "--model", str(left.model), "--prompt", PROMPT]
+    answers = tmp_path / "answers.txt"
+    if content is not None:
+        answers.write_bytes(content)
+    assert main(["score", *given, "--answers", str(answers)]) == 1
+    assert words in capsys.readouterr().err
