@@ -1,5 +1,8 @@
 """The personal model in other tools' forms: each gives the client's own numbers."""
 
+import json
+import socket
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,12 @@ from fedpdpo.client.data.tokens import pair_tokens
 from fedpdpo.client.model.objective import explicit_margin, implicit_margin
 from fedpdpo.client.model.packing import pack
 from fedpdpo.client.model.policy import Policy
+from fedpdpo.client.tool.chat import Speaker
 from fedpdpo.client.tool.command import main
+from fedpdpo.client.tool.personal import export, load
 from fedpdpo.client.tool.ranking import ranked
 from left import left_by
+from processes import stage
 from tiny import CPU, save_tiny_model, tiny_pairs, tiny_run, tiny_tokenizer
 
 PROMPT = "the film is 17"
@@ -146,6 +152,48 @@ def test_the_rewards_form_needs_a_reward_head(
     arguments = ["--state-dir", state, "--out", out, "--form", "reward", "--model", str(left.model)]
     assert main(["export", *arguments]) == 2
     assert "no reward head" in capsys.readouterr().err
+
+
+def test_the_model_is_served_as_openais_clients_ask_for_it(tmp_path: Path) -> None:
+    left = Left(tmp_path / "left")
+    out = left.exported("model")
+    personal = tmp_path / "personal"
+    export(tmp_path / "left/state", personal)
+    policy, backbone, _ = load(personal, model=str(left.model), device=CPU, dtype=torch.float32)
+    turns = [{"role": "user", "content": PROMPT}]
+    speaker = Speaker(policy, backbone.tokenizer, max_new_tokens=8, temperature=0)
+    expected = speaker.reply(turns)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with stage(tmp_path / "stage") as on:
+        server = on.start("fedpdpo", "serve", "--model-dir", out, "--port", port, "--device", "cpu",
+                          log="serve")  # fmt: skip
+        server.says("Uvicorn running")
+        asked = {"model": str(out), "messages": turns, "max_tokens": 8, "temperature": 0}
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/v1/chat/completions",
+            json.dumps(asked).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            found = json.load(answer)["choices"][0]["message"]["content"]
+    assert found.strip() == expected
+
+
+@pytest.mark.parametrize("change", ["code", "config"])
+def test_a_folder_of_other_code_is_not_served(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str
+) -> None:
+    left = Left(tmp_path / "left")
+    out = left.exported("model")
+    if change == "code":
+        path = out / "remote_model.py"
+        path.write_text(path.read_text() + "\nraise SystemExit('run')\n")
+    else:
+        (out / "config.json").unlink()
+    assert main(["serve", "--model-dir", str(out)]) == 1
+    told = capsys.readouterr().err
+    assert ("not what this version writes" if change == "code" else "holds no model") in told
 
 
 def test_answers_are_ranked_with_the_clients_own_rewards(

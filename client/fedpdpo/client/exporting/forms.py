@@ -3,23 +3,21 @@
 Shapes: H hidden size, V vocabulary, M bottleneck width, R head rank. Weights are float32.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from fedpdpo.client.exporting.code import MODEL, REWARD
 from fedpdpo.client.exporting.remote_model import PersonalHead
 from fedpdpo.client.model.backbone import Backbone
 from fedpdpo.client.model.lora import SharedState, peft_config
 from fedpdpo.client.model.policy import Policy
-from fedpdpo.common.errors import BadModel, BadSettings
+from fedpdpo.common.errors import BadSettings
 from fedpdpo.common.run import Run
 
 
@@ -99,8 +97,7 @@ def write_model(personal: Personal, folder: Path) -> None:
     model.save_pretrained(folder)
     personal.backbone.tokenizer.save_pretrained(folder)
     if bottleneck is not None:
-        _add_code(folder, "remote_model", "LlamaForCausalLM", type(model).__name__,
-                  "AutoModelForCausalLM", "PersonalModel")  # fmt: skip
+        MODEL.add_to(folder, type(model).__name__)
 
 
 def write_reward(personal: Personal, folder: Path) -> None:
@@ -125,8 +122,7 @@ def write_reward(personal: Personal, folder: Path) -> None:
     save_file({key: one.contiguous() for key, one in tensors.items()},
               folder / "model.safetensors", metadata={"format": "pt"})  # fmt: skip
     personal.backbone.tokenizer.save_pretrained(folder)
-    _add_code(folder, "remote_reward", "LlamaPreTrainedModel", _pretrained(model),
-              "AutoModelForSequenceClassification", "RewardModel")  # fmt: skip
+    REWARD.add_to(folder, _pretrained(model))
 
 
 _MODEL_USAGE = """\
@@ -134,9 +130,10 @@ _MODEL_USAGE = """\
     model = AutoModelForCausalLM.from_pretrained("{folder}", trust_remote_code=True)
     tokenizer = AutoTokenizer.from_pretrained("{folder}")
 
-`transformers serve`, vLLM and others that load such a folder take it as it is; they ask for
-`--trust-remote-code` where there is a `remote_model.py` in it. Keep it private: it was learnt from
-private preferences.
+    fedpdpo serve --model-dir {folder}          # an OpenAI-compatible server
+
+Where there is a `remote_model.py` in the folder, a tool that loads it has to run that. Keep it
+private: it was learnt from private preferences.
 """
 _REWARD_USAGE = """\
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -188,15 +185,3 @@ def _pretrained(model: Any) -> str:
     """The class that all models of a family derive from."""
     names = [str(kind.__name__) for kind in type(model).__mro__]
     return str(next(name for name in names if name.endswith("PreTrainedModel")))
-
-
-def _add_code(folder: Path, code: str, named: str, base: str, auto: str, kind: str) -> None:
-    """Put the model's code beside its weights, and tell its configuration."""
-    if not hasattr(transformers, base):
-        raise BadModel(f"{base} is not a class of transformers; this form cannot be written")
-    text = resources.files(__package__).joinpath(f"{code}.py").read_text(encoding="utf-8")
-    (folder / f"{code}.py").write_text(text.replace(named, base), encoding="utf-8")
-    path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config |= {"architectures": [kind], "auto_map": {auto: f"{code}.{kind}"}}
-    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -97,6 +97,16 @@ class EvalSettings(ModelSettings):
     max_tokens: int = Field(1024, ge=8, description="tokens of a prompt with one response")
 
 
+class ServeSettings(Settings):
+    """Answer OpenAI-compatible requests with an exported model."""
+
+    model_dir: Path = Field(description="folder written by fedpdpo export --form model")
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=1, le=65535, description="port to listen on")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1 or mps")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of the weights")
+
+
 def _status(settings: StatusSettings, console: Console) -> None:
     if settings.watch:
         operator.watch_status(settings, console, every_s=settings.every_s)
@@ -114,6 +124,13 @@ def _score(settings: ScoreSettings, console: Console) -> None:
     from fedpdpo.client.tool import inspection
 
     inspection.score(console, **settings.model_dump())
+
+
+def _serve(settings: ServeSettings, _: Console) -> None:
+    from fedpdpo.client.tool import serving
+
+    given = settings.model_dump()
+    serving.serve(given.pop("model_dir"), **given)
 
 
 def _eval(settings: EvalSettings, console: Console) -> None:
@@ -161,6 +178,7 @@ COMMANDS = {
     "chat": _Command(ChatSettings, _chat),
     "eval": _Command(EvalSettings, _eval),
     "score": _Command(ScoreSettings, _score),
+    "serve": _Command(ServeSettings, _serve),
 }
 
 HELP = """\
@@ -186,6 +204,7 @@ a personal model, on the client's own machine:
   chat     talk to it; --compare base shows the plain backbone beside
   eval     measure its preference accuracy on a file
   score    rank answers to a prompt
+  serve    answer OpenAI-compatible requests
 
 fedpdpo COMMAND --help shows the options. The daemons are fedpdpo-server and fedpdpo-client.
 """
