@@ -15,6 +15,7 @@ from fedpdpo.client.interrupt import Interruption
 from fedpdpo.client.machine import CoreShare, Neighbours
 from fedpdpo.client.model.layers import checkpoint_layers
 from fedpdpo.client.model.lora import SharedState
+from fedpdpo.client.model.packing import pack
 from fedpdpo.client.model.policy import Policy, private_parameters, put_private_parameters
 from fedpdpo.client.state import ClientState, PrivateState
 from fedpdpo.client.trainer import Trainer
@@ -26,7 +27,7 @@ from fedpdpo.client.training.schedule import rate_factor, steps_of_round
 from fedpdpo.client.unfinished import Unfinished, UnfinishedRound
 from fedpdpo.common.errors import BadState
 from fedpdpo.common.run import MethodSettings
-from tiny import save_tiny_model, tiny_pairs, tiny_pairset, tiny_policy, tiny_run
+from tiny import CPU, save_tiny_model, tiny_pairs, tiny_pairset, tiny_policy, tiny_run
 
 
 @pytest.fixture(scope="module")
@@ -290,7 +291,7 @@ def test_moments_of_another_kind_are_left_aside(model: Path, tmp_path: Path) -> 
     "method",
     [
         {},
-        {"objective": "combined"},
+        {"objective": "separate"},
         {"schedule": "private_then_shared"},
         {"head": "lowrank", "head_rank": 4},
         {"head": "frozen"},
@@ -310,6 +311,33 @@ def test_what_is_learnt_holds_on_pairs_not_seen(
     assert personal.combined_accuracy > 0.8
 
 
+def test_an_anchor_keeps_the_chosen_answers_likely(model: Path, tmp_path: Path) -> None:
+    def chosen_logps(trained: Trained) -> Tensor:
+        packed = pack(tiny_pairs(num=24), range(24), device=CPU)
+        with torch.no_grad():
+            return trained.policy.scores(packed, trained.policy.hidden(packed)).chosen_logps
+
+    loose = Trained(model, tmp_path, local_epochs=5)
+    before = chosen_logps(loose)
+    loose.round(1)
+    held = Trained(model, tmp_path, local_epochs=5, anchor=10.0)
+    held.round(1)
+    assert (chosen_logps(held) - before).mean() > (chosen_logps(loose) - before).mean() + 1.0
+
+
+def test_an_anchor_is_the_mean_loss_of_the_chosen_answers_tokens(
+    model: Path, tmp_path: Path
+) -> None:
+    loose, held = (Trained(model, tmp_path, num=8, anchor=anchor) for anchor in (0.0, 0.5))
+    pairs = tiny_pairs(num=8)
+    packed = pack(pairs, range(8), device=CPU)
+    with torch.no_grad():
+        logps = loose.policy.scores(packed, loose.policy.hidden(packed)).chosen_logps
+    lengths = torch.tensor([len(pair.chosen) for pair in pairs])
+    expected = loose.round(1).report().loss - 0.5 * float((logps / lengths).mean())
+    assert held.round(1).report().loss == pytest.approx(expected, rel=1e-4)
+
+
 def test_one_pack_or_many_give_the_same_step(model: Path, tmp_path: Path) -> None:
     whole, parts = Trained(model, tmp_path), Trained(model, tmp_path, pack=1)
     whole.round(1)
@@ -323,8 +351,8 @@ def test_a_steps_gradient_does_not_depend_on_how_its_pairs_are_packed(
     model: Path, tmp_path: Path
 ) -> None:
     gradients: list[dict[str, Tensor]] = []
-    for pack in (10_000, 100, 1):
-        trained = Trained(model, tmp_path, num=8, pack=pack, max_grad_norm=1e6)
+    for size in (10_000, 100, 1):
+        trained = Trained(model, tmp_path, num=8, pack=size, max_grad_norm=1e6)
 
         def look(_: Point, trained: Trained = trained) -> None:
             parts = trained.optimizer.named.items()

@@ -48,10 +48,10 @@ class LoraSettings(Closed):
 class MethodSettings(Closed):
     """The personalised DPO objective, the private parts and the local optimizer."""
 
-    beta: float = Field(0.03, gt=0, description="strength of the implicit reward")
+    beta: float = Field(0.1, gt=0, description="strength of the implicit reward")
     alpha: float = Field(1.0, ge=0, description="weight of the explicit reward")
     objective: Literal["combined", "separate"] = Field(
-        "separate",
+        "combined",
         description="Bradley-Terry on the summed rewards, or DPO and reward losses, summed",
     )
     schedule: Literal["joint", "private_then_shared"] = Field(
@@ -83,6 +83,11 @@ class MethodSettings(Closed):
     )
     lora_moments: Literal["restart", "keep"] = Field(
         "restart", description="AdamW's moments of LoRA: new in each round, or kept from the last"
+    )
+    anchor: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the chosen answers' likelihood, which keeps the model's language",
     )
 
     @model_validator(mode="after")

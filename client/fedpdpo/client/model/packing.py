@@ -58,6 +58,11 @@ class Pack:
     owner: Tensor
     indices: tuple[int, ...]
 
+    @property
+    def num_chosen_tokens(self) -> Tensor:
+        """Tokens of each pair's chosen response, (P,)."""
+        return torch.bincount(self.owner, minlength=len(self.paths))[0::2]
+
     @cached_property
     def rows(self) -> tuple[Tensor, ...]:
         """For each pair, where its own tokens lie: [prompt | chosen | rejected], each once."""

@@ -119,6 +119,8 @@ def _step(
         implicit = implicit_margin(scores, reference, beta=method.beta)
         explicit = explicit_margin(scores)
         losses = pair_losses(implicit, explicit, alpha=method.alpha, objective=method.objective)
+        if method.anchor:
+            losses = losses - method.anchor * scores.chosen_logps / batch.num_chosen_tokens
         (losses.sum() / len(step.pairs)).backward()  # type: ignore[no-untyped-call]
         combined = combined_margin(implicit, explicit, alpha=method.alpha).detach()
         loss += float(losses.detach().sum())
