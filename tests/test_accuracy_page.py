@@ -16,12 +16,14 @@ from plan import (
     ROUNDS,
     ROWS,
     SEEDS,
+    SWEEPS,
     Opened,
     growth_cells,
     sweep_cells,
     table_cells,
     tune_cells,
 )
+from said import SAID
 
 MACHINE = {"cpu": "a processor", "cores": 2, "torch": "2"}
 
@@ -95,3 +97,7 @@ def test_the_plan_asks_each_method_for_as_much() -> None:
     assert len(SEEDS) >= 3
     assert all(method in ROWS for method in GROWTH_METHODS)
     assert all(setting in SETTINGS for some in GROWTH.values() for setting, _ in some.values())
+
+
+def test_every_question_has_its_sentence() -> None:
+    assert SAID.keys() == SWEEPS.keys()

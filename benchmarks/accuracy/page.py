@@ -12,6 +12,7 @@ from partitions import SETTINGS
 from pictures import draw_growth, draw_sweeps, draw_table
 from plan import GROWTH, ROUNDS, ROWS, SEEDS, SWEEPS, Row
 from report import RESULTS, ROOT, console
+from said import SAID
 from sweeps import growth_points, sweep_points
 
 PAGE = ROOT / "docs" / "results.md"
@@ -139,7 +140,10 @@ def sweeps(found: dict[str, Any]) -> str:
                 for name, point in answers.items()]  # fmt: skip
         first = next(iter(answers.values()))
         head = [question, "mean, %", *(SETTINGS[one].title for one in first.by_setting)]
-        parts.append(markdown(head, rows))
+        parts += [
+            f"**{question[0].upper()}{question[1:]}.** {SAID[question]}",
+            markdown(head, rows),
+        ]
     return "\n\n".join(parts)
 
 

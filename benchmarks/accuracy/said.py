@@ -1,0 +1,23 @@
+"""What the numbers of each sweep say, in a sentence; to be written anew when they change."""
+
+SAID = {
+    "objective": "Two losses, one for each reward, rank as well as one for their sum; its weight "
+    "alpha matters little.",
+    "rate of the reward head": "A slower reward head loses two points; a faster one gains none.",
+    "rate of LoRA": "In so few steps a faster LoRA does not help the sum.",
+    "rate of the head": "The private LLM head's rate makes no difference.",
+    "rate of the adapter": "A faster adapter loses six points: it is what spoils the features.",
+    "pairs a step": "Smaller steps, and so more of them, lose a point or two.",
+    "beta": "A smaller beta ranks up to two points better, because less of the implicit reward's "
+    "noise comes into the sum. It is not the default: over 36 steps it cost the model its language "
+    "(docs/method.md, [7]).",
+    "objective and beta": "A small beta helps either objective, and not both at once.",
+    "adapter width, separate, beta 0.03": "With both changed the adapter still costs a point.",
+    "schedule": "Private parts first, at twice the work, gives the same.",
+    "head": "A whole private head, a low-rank one and none at all rank alike: here it carries "
+    "nothing.",
+    "adapter width": "Without the adapter the sum is 2.7 points better, with a wider one 3.2 "
+    "worse: on so few pairs it does not help.",
+    "averaging": "The mean of LoRA's factors is as good as that of their products, and faster.",
+    "moments of LoRA": "Keeping LoRA's moments over rounds changes nothing.",
+}
