@@ -82,10 +82,11 @@ def test_an_adapter_gets_through_connections_that_break(tmp_path: Path) -> None:
     with linked(tmp_path) as (link, proxy, _):
         before = proxy.down_bytes
         proxy.cut_down_after = 2 * CHUNK_BYTES + 50_000
+        proxy.bytes_per_s = 8e6  # what was not read yet when a connection breaks is lost
         proxy.cut()
         link.pull(0, tmp_path / "adapter", LAYOUT)
         assert proxy.num_connections >= 4
-        assert proxy.down_bytes - before < 1.6 * SIZE
+        assert proxy.down_bytes - before < 2.5 * SIZE
         published = tmp_path / "server/adapters/version-00000.safetensors"
         assert sha256_of(tmp_path / "adapter") == sha256_of(published)
         assert not list(tmp_path.rglob("*.part"))

@@ -42,7 +42,7 @@ def test_status_is_shown_again_until_the_run_has_ended(tmp_path: Path) -> None:
         assert "waiting for 2 more clients" in seen.export_text()
         watching = begun(watch_status, to, seen, every_s=0.05)
         stopped_with_a_client(port, seen)
-        watching.join(30)
+        watching.join(120)
         assert not watching.is_alive()
 
 
@@ -50,7 +50,7 @@ def test_a_server_that_went_away_is_waited_for_a_while(tmp_path: Path) -> None:
     seen = console()
     with running(settings(tmp_path / "server")) as port:
         to = ServerAddress(server=f"localhost:{port}")
-        watching = begun(watch_status, to, seen, every_s=0.05, patience_s=60.0)
+        watching = begun(watch_status, to, seen, every_s=0.05, patience_s=120.0)
         until(lambda: "waiting" in seen.export_text(clear=False), "the table")
     until(lambda: "is away" in seen.export_text(clear=False), "word that it is away")
     with running(settings(tmp_path / "server", port=port)):
