@@ -1,21 +1,22 @@
 """Rows in PostgreSQL, files in an object store: what lasts, what is awaited, who may write."""
 
+import hashlib
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
-from fedpdpo.common.errors import BadSettings, BadState, StorageAway
+from fedpdpo.common.errors import BadSettings, BadState, StorageAway, StorageFull
 from fedpdpo.common.log import start_logging
 from fedpdpo.server.database import postgresql
 from fedpdpo.server.elsewhere import Elsewhere
 from fedpdpo.server.rounds import Phase
 from fedpdpo.server.store import Store
-from serving import connected, running, settings, take_part
+from serving import connected, running, settings, small_disk, take_part
 from storage import Database, ObjectStore
 from world import World, begin
 
@@ -117,6 +118,48 @@ def test_a_damaged_or_lost_object_is_named(far: Far, tmp_path: Path, content: by
     with pytest.raises(BadState, match="damaged" if content is not None else "own --state-dir"):
         far.world("two")
     assert not list((tmp_path / "two").rglob("*.safetensors"))
+
+
+def test_copies_of_another_run_are_not_taken_for_this_ones(far: Far, tmp_path: Path) -> None:
+    other = World(tmp_path / "other", seed=5)
+    begin(other, "ada", "bea")
+    other.store.close()
+    world = far.world("one")
+    begin(world, "ada", "bea")
+    expected = world.store.adapter_path(0).read_bytes()
+    world.store.close()
+    copies = tmp_path / "two" / "adapters"
+    copies.mkdir(parents=True)
+    foreign = shutil.copy(other.store.adapter_path(0), copies)
+    assert Path(foreign).read_bytes() != expected
+    assert far.world("two").store.adapter_path(0).read_bytes() == expected
+
+
+def test_a_folder_with_another_runs_adapters_is_refused(tmp_path: Path, database: Database) -> None:
+    name = database.new()
+    for folder, seed in (("one", 0), ("other", 5)):
+        places = {"database": database.url(name)} if folder == "one" else {}
+        world = World(tmp_path / folder, places=places, seed=seed)
+        begin(world, "ada", "bea")
+        world.store.close()
+    with pytest.raises(BadState, match="of another run, or damaged"):
+        World(tmp_path / "other", places={"database": database.url(name)})
+
+
+def test_a_state_directory_is_not_taken_for_copies(far: Far, tmp_path: Path) -> None:
+    World(tmp_path / "one").store.close()
+    with pytest.raises(BadState, match="give another --cache-dir"):
+        far.world("one")
+
+
+def test_a_full_disk_of_copies_is_called_that(far: Far, tmp_path: Path) -> None:
+    there, content = Elsewhere(far.elsewhere), tmp_path / "content"
+    content.write_bytes(b"x" * 2**18)
+    sha256 = hashlib.sha256(content.read_bytes()).digest()
+    name = PurePosixPath("adapters/version-00000.safetensors")
+    there.put(content, name, sha256)
+    with small_disk(tmp_path / "small") as small, pytest.raises(StorageFull, match="free some"):
+        there.get(name, small / "copy", num_bytes=2**18, sha256=sha256)
 
 
 def test_adapters_without_rows_are_not_taken_for_a_new_run(far: Far) -> None:

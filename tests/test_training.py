@@ -304,7 +304,7 @@ def test_what_is_learnt_holds_on_pairs_not_seen(
 ) -> None:
     trained = Trained(model, tmp_path, num=64, local_epochs=3, **method)
     trained.round(1)
-    assert trained.round(2).report().accuracy > 0.95
+    assert trained.round(2).report().loss < 0.3
     held_out = tiny_pairs(seed=5, num=40)
     pairs = tiny_pairset(trained.policy, held_out, tmp_path, key="held out")
     _, personal = evaluate(trained.policy, pairs, trained.method)

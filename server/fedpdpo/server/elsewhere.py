@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 import fsspec
 
-from fedpdpo.common.errors import BadSettings, BadState, StorageAway
+from fedpdpo.common.errors import BadSettings, BadState, FedPDPOError, StorageAway
 from fedpdpo.common.files import sha256_of, whole_file
 
 _DIGITS = 16
@@ -72,7 +72,7 @@ class Elsewhere:
     def _reached(self) -> Iterator[None]:
         try:
             yield
-        except BadState:
+        except FedPDPOError:
             raise
         except Exception as error:  # each library has its own
             told = " ".join(str(error).split()) or type(error).__name__

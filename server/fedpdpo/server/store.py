@@ -21,6 +21,7 @@ from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
 from fedpdpo.common.errors import BadState, StorageAway
+from fedpdpo.common.files import sha256_of
 from fedpdpo.server.database import postgresql, sqlite
 from fedpdpo.server.elsewhere import Elsewhere
 from fedpdpo.server.rows import AdapterRow, DeltaRow, Row
@@ -47,7 +48,11 @@ class Store:
         self._useless = folder / DELTAS / "useless"
         self._oldest_round = 0
         self._fetching = threading.Lock()
+        self._proven = set[Path]()
+        self._rows_apart = bool(database)
         path = folder / "run.sqlite"
+        if elsewhere and path.exists():
+            raise BadState(f"{folder} is a state directory; give another --cache-dir")
         self._engine = postgresql(database) if database else sqlite(path)
         try:
             self._check(str(self._engine.url) if database else str(path))
@@ -105,13 +110,22 @@ class Store:
         return self._fetched(self.delta_path(row.round_number, row.client_id), row)
 
     def _fetched(self, path: Path, row: AdapterRow | DeltaRow) -> Path:
+        """The file of a row.
+
+        Where the rows lie apart from the files, these may be another run's: each is proven by its
+        digest before its first use, and fetched again if it is a copy.
+        """
+        if path in self._proven and path.exists():
+            return path
         with self._fetching:
-            if path.exists():
-                return path
-            if self._elsewhere is None:
-                raise BadState(f"{path} is missing; restore it from a backup")
-            name, size = self._name(path), row.num_bytes
-            self._elsewhere.get(name, path, num_bytes=size, sha256=row.sha256)
+            same = path.exists() and not (self._rows_apart and sha256_of(path) != row.sha256)
+            if not same and self._elsewhere is None:
+                what = "of another run, or damaged" if path.exists() else "missing"
+                raise BadState(f"{path} is {what}; give the run's own --state-dir or a backup")
+            if not same and self._elsewhere is not None:
+                name, size = self._name(path), row.num_bytes
+                self._elsewhere.get(name, path, num_bytes=size, sha256=row.sha256)
+            self._proven.add(path)
             return path
 
     def _name(self, path: Path) -> PurePosixPath:
@@ -147,6 +161,7 @@ class Store:
         What does not answer elsewhere, the next call removes.
         """
         shutil.rmtree(self._useless, ignore_errors=True)
+        self._proven = {path for path in self._proven if path.exists()}
         if self._elsewhere is not None:
             copies = sorted((self.folder / ADAPTERS).glob("version-*"), key=_number)
             for old in copies[:-_COPIES]:
