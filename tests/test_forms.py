@@ -18,12 +18,12 @@ from transformers import (
 
 from fedpdpo.client.data.preferences import Preference
 from fedpdpo.client.data.tokens import pair_tokens
+from fedpdpo.client.exporting.personal import export, load
 from fedpdpo.client.model.objective import explicit_margin, implicit_margin
 from fedpdpo.client.model.packing import pack
 from fedpdpo.client.model.policy import Policy
 from fedpdpo.client.tool.chat import Speaker
 from fedpdpo.client.tool.command import main
-from fedpdpo.client.tool.personal import export, load
 from fedpdpo.client.tool.ranking import ranked
 from left import left_by
 from processes import stage

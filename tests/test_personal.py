@@ -10,12 +10,12 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from fedpdpo.client.exporting.personal import export, load
 from fedpdpo.client.model.packing import pack
 from fedpdpo.client.model.policy import Policy
 from fedpdpo.client.state import ClientState
 from fedpdpo.client.tool.chat import Speaker
 from fedpdpo.client.tool.command import main
-from fedpdpo.client.tool.personal import export, load
 from fedpdpo.common.errors import BadModel, BadState
 from left import left_by
 from tiny import (

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from fedpdpo.client.exporting.forms import FORMS, Personal
-from fedpdpo.client.tool.personal import export, load
+from fedpdpo.client.exporting.personal import export, load
 from fedpdpo.client.vault import Vault
 from fedpdpo.common.files import whole_folder
 

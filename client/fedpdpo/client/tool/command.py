@@ -141,7 +141,7 @@ def _eval(settings: EvalSettings, console: Console) -> None:
 
 def _export(settings: ExportSettings, console: Console) -> None:
     from fedpdpo.client.exporting.export import export_form
-    from fedpdpo.client.tool.personal import export
+    from fedpdpo.client.exporting.personal import export
     from fedpdpo.client.vault import Vault
 
     vault = Vault.of(None, settings.state_key_file)

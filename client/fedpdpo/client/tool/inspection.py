@@ -9,10 +9,10 @@ from rich.text import Text
 
 from fedpdpo.client.data.preferences import read_preferences
 from fedpdpo.client.data.tokens import pair_tokens
+from fedpdpo.client.exporting.personal import load
 from fedpdpo.client.model.backbone import device_of, dtype_of
 from fedpdpo.client.model.objective import accuracy
 from fedpdpo.client.tool.chat import Speaker, Turn
-from fedpdpo.client.tool.personal import load
 from fedpdpo.client.tool.ranking import ranked, read_answers
 from fedpdpo.client.training.evaluation import evaluate
 from fedpdpo.client.training.pairset import prepare
