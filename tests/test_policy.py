@@ -112,7 +112,27 @@ def test_before_training_every_pair_ties(model: Path, tmp_path: Path) -> None:
     policy = Policy(tiny_backbone(model), run, private_seed=1)
     for metrics in evaluate(policy, tiny_pairset(policy, tiny_pairs(), tmp_path), run.method):
         assert metrics.combined_accuracy == metrics.implicit_accuracy == 0.5
-        assert metrics.margin == 0.0
+        assert metrics.margin == metrics.chosen_shift == 0.0
+
+
+def test_how_far_the_chosen_answers_moved_is_told_in_nats_a_token(
+    model: Path, tmp_path: Path
+) -> None:
+    run = tiny_run(head="frozen", bottleneck=0)
+    policy = Policy(tiny_backbone(model), run, private_seed=1)
+    pairs = tiny_pairs()
+    pairset = tiny_pairset(policy, pairs, tmp_path)
+
+    def by_token() -> Tensor:
+        return torch.tensor([plain_logp(policy, one.prompt, one.chosen) / len(one.chosen)
+                             for one in pairs])  # fmt: skip
+
+    before = by_token()
+    train_round(policy, pairset, run, LocalOptimizer(policy, run.method), seed=1, round_number=1)
+    moved = float((by_token() - before).mean())
+    assert abs(moved) > 0.01
+    _, personal = evaluate(policy, pairset, run.method)
+    assert personal.chosen_shift == pytest.approx(moved, abs=1e-4)
 
 
 def test_training_moves_neither_backbone_nor_reference(model: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def told(folder: Path, *names: str) -> None:
     meters.log = track.log
     for number in (1, 2):
         meters.trained(number, TrainingReport(0.7 - 0.1 * number, 0.6, 3, 1.5))
-        measured = Metrics(0.5, 0.5, 0.5 + 0.1 * number, 0.1, 0.6)
+        measured = Metrics(0.5, 0.5, 0.5 + 0.1 * number, 0.1, 0.6, -0.02)
         meters.measured(number, {"VIEW_GLOBAL": measured, "VIEW_PERSONALIZED": measured})
     track.close()
 

@@ -203,10 +203,10 @@ def test_a_step_whose_gradient_is_not_finite_is_dropped_and_said(
 ) -> None:
     trained = Trained(model, tmp_path)
     clean = Trained(model, tmp_path)
-    spoilt = clean.pairs.reference_margins.clone()
+    spoilt = clean.pairs.reference_logps.clone()
     first = steps_of_round(trained.method, num_pairs=24, seed=7, round_number=1)[0].pairs
     spoilt[first[0]] = torch.nan
-    trained.pairs = replace(trained.pairs, reference_margins=spoilt)
+    trained.pairs = replace(trained.pairs, reference_logps=spoilt)
     before = trained.shared
     points: list[Point] = []
     states: list[list[Tensor]] = []
@@ -227,8 +227,8 @@ def test_a_step_whose_gradient_is_not_finite_is_dropped_and_said(
 
 def test_where_every_step_is_dropped_the_loss_is_none(model: Path, tmp_path: Path) -> None:
     trained = Trained(model, tmp_path)
-    nothing = torch.full((24,), torch.nan)
-    trained.pairs = replace(trained.pairs, reference_margins=nothing)
+    nothing = torch.full((24, 2), torch.nan)
+    trained.pairs = replace(trained.pairs, reference_logps=nothing)
     point = trained.round(1)
     assert (point.dropped, point.steps, point.pairs) == (3, 3, 0)
     assert math.isnan(point.report().loss)

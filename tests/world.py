@@ -19,7 +19,7 @@ from fedpdpo.server.store import Store
 from fedpdpo.server.tasks import Task
 from serving import BACKBONE, LAYOUT, TOKENIZER, settings, tensors
 
-METRICS = Metrics(0.5, 0.5, 0.5, 0.0, 0.7)
+METRICS = Metrics(0.5, 0.5, 0.5, 0.0, 0.7, 0.0)
 
 
 class World:

@@ -164,6 +164,7 @@ def accuracies(found: Margins, settings: MethodSettings, *, marks: bool) -> dict
         "implicit": accuracy(found.implicit),
         "explicit": accuracy(found.explicit),
         "combined": accuracy(combined),
+        "chosen_shift": float(found.chosen_shift.mean()),
     }
     return shares | ({"right": _marks(combined)} if marks else {})
 
@@ -176,6 +177,7 @@ def _by_likelihood(pairs: PairSet) -> dict[str, Any]:
     """How the base model's own likelihood ranks the pairs; its rewards are zero, all of them."""
     likelier = pairs.reference_margins.double()
     share = accuracy(likelier)
-    found = {"implicit": share, "explicit": 0.5, "combined": share, "right": _marks(likelier)}
+    found = {"implicit": share, "explicit": 0.5, "combined": share, "chosen_shift": 0.0,
+             "right": _marks(likelier)}  # fmt: skip
     return {"pairs": len(pairs), "train_pairs": 0, "after": found, "local": found,
             "adapter_bytes": 0}  # fmt: skip

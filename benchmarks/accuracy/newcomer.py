@@ -76,4 +76,4 @@ def _joined(
 
 
 def _first(pairs: PairSet, num: int) -> PairSet:
-    return replace(pairs, pairs=pairs.pairs[:num], reference_margins=pairs.reference_margins[:num])
+    return replace(pairs, pairs=pairs.pairs[:num], reference_logps=pairs.reference_logps[:num])

@@ -25,7 +25,7 @@ from fedpdpo.common.tensorfile import write_tensors
 TENSORS = 16
 RANK = 16
 PATIENCE_S = 600.0
-METRICS = Metrics(0.5, 0.5, 0.5, 0.0, 0.7)
+METRICS = Metrics(0.5, 0.5, 0.5, 0.0, 0.7, 0.0)
 REPORT = TrainingReport(loss=0.5, accuracy=0.5, num_steps=1, seconds=1.0)
 
 

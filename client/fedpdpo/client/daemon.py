@@ -118,7 +118,7 @@ def _lead(
         closing.callback(tracking.close)
         heart.meters.log = tracking.log
     sets = prepare_all(policy, backbone, tokens, settings, heart)
-    crew.tell(sets["train"].reference_margins)
+    crew.tell(sets["train"].reference_logps)
     trainer = new_trainer(process, policy, run, sets["train"], client_id=state.client_id)
     Worker(
         policy, run, state, link, heart, trainer, train=sets["train"], held_out=sets["eval"]
@@ -132,15 +132,15 @@ def _follow(process: Process, train: Sequence[Preference]) -> None:
     backbone, policy = load_policy(settings, run, model=model, client_id=client_id)
     tokens = tokens_of(train, backbone, settings)
     policy.check(max(tokens, key=len))
-    margins = crew.hear()
-    if len(margins) != len(tokens):
+    reference_logps = crew.hear()
+    if len(reference_logps) != len(tokens):
         raise BadState(
-            f"this process read {len(tokens)} pairs to train on, the first one {len(margins)}; "
-            "give all processes of a client the same data"
+            f"this process read {len(tokens)} pairs to train on, the first one "
+            f"{len(reference_logps)}; give all processes of a client the same data"
         )
     trunk = trunk_cache(policy, backbone, settings, part="train")
     at_once = tokens_per_step(settings, policy)
-    pairs = PairSet(tokens, margins, at_once, trunk)
+    pairs = PairSet(tokens, reference_logps, at_once, trunk)
     new_trainer(process, policy, run, pairs, client_id=client_id).follow()
 
 

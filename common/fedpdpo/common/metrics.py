@@ -20,6 +20,7 @@ class Metrics:
     combined_accuracy: float
     margin: float
     loss: float
+    chosen_shift: float
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():

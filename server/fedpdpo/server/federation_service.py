@@ -123,6 +123,7 @@ class FederationService(FederationServiceServicer):
                 item.metrics.combined_accuracy,
                 item.metrics.margin,
                 item.metrics.loss,
+                item.metrics.chosen_shift,
             )
         await asyncio.to_thread(
             self._intake.evaluation,

@@ -126,7 +126,7 @@ def evaluate_data(
         prepared = prepare(policy, pairs, tokens_per_step=1024, reference=reference)
         shared, personal = evaluate(policy, prepared, identity.run.method)
     table = Table(title=f"{len(pairs)} pairs, {len(loaded.skipped)} records skipped")
-    for column in ("model", "combined %", "implicit %", "explicit %", "margin", "loss"):
+    for column in ("model", "combined %", "implicit %", "explicit %", "margin", "loss", "chosen*"):
         table.add_column(column, justify="left" if column == "model" else "right")
     for name, found in (("global", shared), ("personalized", personal)):
         table.add_row(
@@ -141,7 +141,12 @@ def evaluate_data(
             ),
             f"{found.margin:.3f}",
             f"{found.loss:.3f}",
+            f"{found.chosen_shift:+.3f}",
         )
     console.print(table)
+    console.print(
+        "* how much likelier chosen answers are than the backbone finds them, in nats a token; "
+        "a model below -1 is about to lose the language"
+    )
     likelier = accuracy(prepared.reference_margins)
     console.print(f"the plain backbone finds the chosen answer likelier in {100 * likelier:.1f} %")

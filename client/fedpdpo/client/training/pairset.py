@@ -29,17 +29,22 @@ _SAVE_EVERY_S = 60.0
 class PairSet:
     """Pairs with what never changes about them.
 
-    reference_margins: (P,), log pi_ref(chosen) - log pi_ref(rejected) in nats, on the CPU.
+    reference_logps: (P, 2), log pi_ref(chosen) and log pi_ref(rejected) in nats, on the CPU.
     trunk: the trunk's states of those pairs that fit into its budget.
     """
 
     pairs: Sequence[PairTokens]
-    reference_margins: Tensor
+    reference_logps: Tensor
     tokens_per_step: int
     trunk: TrunkCache | None = None
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    @property
+    def reference_margins(self) -> Tensor:
+        """Log pi_ref(chosen) - log pi_ref(rejected) in nats: (P,), float32, on the CPU."""
+        return (self.reference_logps[:, 0] - self.reference_logps[:, 1]).float()
 
     def packs(
         self, indices: Sequence[int], *, device: torch.device
@@ -104,7 +109,7 @@ def prepare(
     """
     unknown = [number for number, pair in enumerate(pairs) if not reference.known(pair)]
     advance(len(pairs) - len(unknown))
-    prepared = PairSet(pairs, torch.zeros(0), tokens_per_step, trunk)
+    prepared = PairSet(pairs, torch.zeros(0, 2), tokens_per_step, trunk)
     saved = time.monotonic()
     for batch, entering in prepared.packs(unknown, device=policy.device):
         scores = policy.reference_scores(batch, entering)
@@ -118,4 +123,4 @@ def prepare(
     if unknown:
         reference.save()
     log.info(fields("prepared", pairs=len(pairs), newly_scored=len(unknown)))
-    return replace(prepared, reference_margins=reference.margins(pairs))
+    return replace(prepared, reference_logps=reference.logps(pairs))

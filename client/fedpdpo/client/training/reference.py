@@ -50,13 +50,13 @@ class ReferenceCache:
         """Take a pair's log-probabilities; they reach the disk with `save`."""
         self._logps[pair_digest(pair)] = (chosen, rejected)
 
-    def margins(self, pairs: Sequence[PairTokens]) -> Tensor:
-        """Log pi_ref(chosen) - log pi_ref(rejected) of each pair: (P,).
+    def logps(self, pairs: Sequence[PairTokens]) -> Tensor:
+        """Log pi_ref(chosen) and log pi_ref(rejected) of each pair: (P, 2), float64.
 
         Raises KeyError where one is not known.
         """
         found = [self._logps[pair_digest(pair)] for pair in pairs]
-        return torch.tensor([chosen - rejected for chosen, rejected in found])
+        return torch.tensor(found, dtype=torch.float64).reshape(-1, 2)
 
     def save(self) -> None:
         """Write all that is known, whole. Raises StorageFull."""
