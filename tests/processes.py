@@ -49,7 +49,9 @@ class Program:
 
     def says(self, pattern: str) -> re.Match[str]:
         """Wait until a line matches, and give the match."""
-        until(lambda: self._found(pattern) or not self.runs, f"{pattern!r} in\n{self.output}")
+        until(
+            lambda: self._found(pattern) or not self.runs, lambda: f"{pattern!r} in\n{self.output}"
+        )
         found = self._found(pattern)
         assert found, f"it ended without {pattern!r}:\n{self.output}"
         return found
@@ -152,11 +154,15 @@ def done(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
 
 
-def until(holds: Callable[[], object], what: str, *, patience_s: float = PATIENCE_S) -> None:
-    """Look again and again until something holds."""
+def until(
+    holds: Callable[[], object], what: str | Callable[[], str], *, patience_s: float = PATIENCE_S
+) -> None:
+    """Look again and again until something holds; `what` may look too, once it is given up."""
     give_up_at = time.monotonic() + patience_s
     while not holds():
-        assert time.monotonic() < give_up_at, f"waited {patience_s:.0f} s for {what}"
+        if time.monotonic() > give_up_at:
+            told = what if isinstance(what, str) else what()
+            raise AssertionError(f"waited {patience_s:.0f} s for {told}")
         time.sleep(0.02)
 
 

@@ -93,31 +93,30 @@ def test_prometheus_scrapes_a_run_and_evaluates_the_rules(
     ports: tuple[int, int], tmp_path: Path
 ) -> None:
     config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text(encoding="utf-8"))
-    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    config["global"] = {"scrape_interval": "2s", "evaluation_interval": "2s"}
     for job, port in zip(config["scrape_configs"], ports, strict=True):
         job["static_configs"] = [{"targets": [f"127.0.0.1:{port}"]}]
     (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
     shutil.copy(PROMETHEUS / "alerts.yml", tmp_path)
-    port = free_port()
-    command = [
-        "prometheus",
-        f"--config.file={tmp_path}/prometheus.yml",
-        f"--storage.tsdb.path={tmp_path}",
-        f"--web.listen-address=127.0.0.1:{port}",
-    ]
-    with (
-        (tmp_path / "log").open("wb") as log,
-        subprocess.Popen(command, stdout=log, stderr=log) as prometheus,
-    ):
-        try:
-            until(lambda: len(answered(port, "up == 1")) == 2, "both jobs scraped")
-            (version,) = answered(port, "fedpdpo_adapter_version")
-            assert float(version["value"][1]) >= 1
-            assert answered(port, "fedpdpo_client_round > 0")
-            until(lambda: health(port) == {"ok"}, "all rules evaluated")
-            assert answered(port, 'ALERTS{alertstate="firing"}') == []
-        finally:
-            prometheus.terminate()
+    with stage(tmp_path) as on:
+        prometheus = on.start(
+            str(shutil.which("prometheus")),
+            f"--config.file={tmp_path}/prometheus.yml",
+            f"--storage.tsdb.path={tmp_path}",
+            "--web.listen-address=127.0.0.1:0",
+            log="prometheus",
+        )
+        port = int(prometheus.says(r'msg="Listening on" address=127.0.0.1:(\d+)').group(1))
+        until(
+            lambda: len(answered(port, "up == 1")) == 2,
+            lambda: f"both jobs scraped: {api(port, 'targets')}\n{prometheus.output}",
+        )
+        (version,) = answered(port, "fedpdpo_adapter_version")
+        assert float(version["value"][1]) >= 1
+        assert answered(port, "fedpdpo_client_round > 0")
+        until(lambda: health(port) == {"ok"}, "all rules evaluated")
+        assert answered(port, 'ALERTS{alertstate="firing"}') == []
+        prometheus.terminate()
 
 
 def answered(port: int, query: str) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ def stopped_with_a_client(port: int, seen: Console) -> None:
         client.join()
         until(lambda: "ada" in seen.export_text(clear=False), "the client in the table")
         operator.StopRun(operator_pb2.StopRunRequest())
-        until(lambda: "stopped" in seen.export_text(clear=False), "the end")
+        until(lambda: "phase stopped" in seen.export_text(clear=False), "the end")
         client.leave()
 
 
