@@ -16,6 +16,7 @@ from transformers import (
     AutoTokenizer,
 )
 
+from exported import Left, own_logits
 from fedpdpo.client.data.preferences import Preference
 from fedpdpo.client.data.tokens import pair_tokens
 from fedpdpo.client.exporting.personal import export, load
@@ -25,37 +26,11 @@ from fedpdpo.client.model.policy import Policy
 from fedpdpo.client.tool.chat import Speaker
 from fedpdpo.client.tool.command import main
 from fedpdpo.client.tool.ranking import ranked
-from left import left_by
 from processes import stage
-from tiny import CPU, save_tiny_model, tiny_pairs, tiny_run, tiny_tokenizer
+from tiny import CPU, tiny_pairs, tiny_tokenizer
 
 PROMPT = "the film is 17"
 ANSWERS = (" lovely", " awful", " rather cold")
-
-
-class Left:
-    """A trained policy, and the state directory that its client left."""
-
-    def __init__(self, folder: Path, *, family: str = "llama", **method: Any) -> None:
-        folder.mkdir()
-        self.model = save_tiny_model(folder / "backbone", family=family)
-        self.folder = folder
-        self.run = tiny_run(**method)
-        self.policy = left_by(self.model, folder / "state", self.run)
-
-    def exported(self, form: str) -> Path:
-        out = self.folder / form
-        state, model = str(self.folder / "state"), str(self.model)
-        assert main(["export", "--state-dir", state, "--out", str(out), "--form", form,
-                     "--model", model]) == 0  # fmt: skip
-        return out
-
-
-def own_logits(policy: Policy, ids: Tensor) -> Tensor:
-    with torch.no_grad():
-        z = policy.private.features(policy.decoder.alone(ids))
-        logits: Tensor = policy.private.head(z)
-    return logits
 
 
 def own_rewards(policy: Policy) -> Tensor:
@@ -106,12 +81,35 @@ def test_plain_peft_gives_the_clients_own_logits(
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_bottleneck_has_no_place_in_a_peft_adapter(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("head", ["lowrank", "full", "frozen"])
+def test_merged_weights_need_no_code_and_give_the_clients_own_logits(
+    tmp_path: Path, family: str, head: str
+) -> None:
+    left = Left(tmp_path / "left", family=family, head=head, bottleneck=0)
+    ids = torch.tensor(tiny_pairs()[0].prompt)
+    expected = own_logits(left.policy, ids)
+    out = left.exported("merged")
+    assert not list(out.glob("*.py"))
+    plain = AutoModelForCausalLM.from_pretrained(out)
+    with torch.no_grad():
+        found = plain(input_ids=ids[None]).logits[0]
+        base = AutoModelForCausalLM.from_pretrained(left.model)(input_ids=ids[None]).logits[0]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert (base - expected).abs().max() > 1e-3
+    assert plain.dtype == torch.float32
+    assert plain.config.tie_word_embeddings == (head == "frozen")
+    told = AutoTokenizer.from_pretrained(out)(PROMPT)["input_ids"]
+    assert told == tiny_tokenizer()(PROMPT)["input_ids"]
+
+
+@pytest.mark.parametrize("form", ["peft", "merged", "gguf"])
+def test_a_bottleneck_has_no_place_in_a_peft_adapter_or_in_plain_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
 ) -> None:
     left = Left(tmp_path / "left")
     out = tmp_path / "out"
-    arguments = ["--state-dir", str(tmp_path / "left/state"), "--out", str(out), "--form", "peft"]
+    arguments = ["--state-dir", str(tmp_path / "left/state"), "--out", str(out), "--form", form]
     assert main(["export", *arguments, "--model", str(left.model)]) == 2
     assert "--form model holds all" in capsys.readouterr().err
     assert not out.exists()

@@ -13,7 +13,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fedpdpo.client.exporting.code import MODEL, REWARD
+from fedpdpo.client.exporting.gguf_model import GgufType, write_file
 from fedpdpo.client.exporting.remote_model import PersonalHead
+from fedpdpo.client.exporting.usage import (
+    GGUF_USAGE,
+    MERGED_USAGE,
+    MODEL_USAGE,
+    PEFT_USAGE,
+    REWARD_USAGE,
+)
 from fedpdpo.client.model.backbone import Backbone
 from fedpdpo.client.model.lora import SharedState, peft_config
 from fedpdpo.client.model.policy import Policy
@@ -23,11 +31,15 @@ from fedpdpo.common.run import Run
 
 @dataclass(frozen=True)
 class Personal:
-    """A personal model that is loaded on the CPU, in float32; writing it may use it up."""
+    """A personal model that is loaded on the CPU, in float32; writing it may use it up.
+
+    `gguf_type` is how a GGUF file of it keeps matrices.
+    """
 
     policy: Policy
     backbone: Backbone
     run: Run
+    gguf_type: GgufType = "f32"
 
     @property
     def head(self) -> Tensor:
@@ -39,7 +51,34 @@ class Personal:
     def merged(self) -> Any:
         """The causal model with LoRA in its weights."""
         self.policy.decoder.restore()
-        return self.policy.peft_model.merge_and_unload()
+        model = self.policy.peft_model.merge_and_unload()
+        if hasattr(model.config, "quantization_config"):
+            # Of a GGUF file that was widened: these weights are plain ones by now.
+            del model.config.quantization_config
+            model.hf_quantizer = None
+        return model
+
+    def plain(self) -> Any:
+        """The causal model with LoRA in its weights and the private head as its output layer.
+
+        The head stays tied to the embeddings where it still equals them. Raises BadSettings where
+        there is a bottleneck.
+        """
+        self.refuse_bottleneck("plain weights")
+        weight, model = self.head, self.merged()
+        output = model.get_output_embeddings()
+        if not torch.equal(weight, output.weight):
+            output.weight = nn.Parameter(weight)
+            model.config.tie_word_embeddings = False
+        return model
+
+    def refuse_bottleneck(self, form: str) -> None:
+        """Raises BadSettings where there is a bottleneck, which the form has no place for."""
+        if self.policy.private.bottleneck is not None:
+            raise BadSettings(
+                f"a bottleneck adapter has no place in {form}; --form model holds all (a run with "
+                "--method.bottleneck 0 has none)"
+            )
 
 
 def write_peft(personal: Personal, folder: Path) -> None:
@@ -48,11 +87,7 @@ def write_peft(personal: Personal, folder: Path) -> None:
     A low-rank head is LoRA on the output layer, a full one a module to save. Raises BadSettings
     where there is a bottleneck, which PEFT has no place for.
     """
-    if personal.policy.private.bottleneck is not None:
-        raise BadSettings(
-            "a bottleneck adapter has no place in a PEFT adapter; --form model holds all (a run "
-            "with --method.bottleneck 0 has none)"
-        )
+    personal.refuse_bottleneck("a PEFT adapter")
     name = _output_name(personal.backbone.model)
     layers = personal.backbone.model.config.get_text_config().num_hidden_layers
     config = peft_config(personal.run.lora, num_layers=layers)
@@ -100,6 +135,25 @@ def write_model(personal: Personal, folder: Path) -> None:
         MODEL.add_to(folder, type(model).__name__)
 
 
+def write_merged(personal: Personal, folder: Path) -> None:
+    """Plain weights, as AutoModelForCausalLM loads them without remote code.
+
+    Raises BadSettings where there is a bottleneck.
+    """
+    personal.plain().save_pretrained(folder)
+    personal.backbone.tokenizer.save_pretrained(folder)
+
+
+def write_gguf(personal: Personal, folder: Path) -> None:
+    """The same in one file for llama.cpp, model.gguf.
+
+    Raises BadSettings where there is a bottleneck, BadModel for a backbone or tokenizer that is not
+    written as GGUF.
+    """
+    tokenizer = personal.backbone.tokenizer
+    write_file(personal.plain(), tokenizer, folder / "model.gguf", personal.gguf_type)
+
+
 def write_reward(personal: Personal, folder: Path) -> None:
     """The explicit reward, as AutoModelForSequenceClassification loads it, by remote code.
 
@@ -125,35 +179,6 @@ def write_reward(personal: Personal, folder: Path) -> None:
     REWARD.add_to(folder, _pretrained(model))
 
 
-_MODEL_USAGE = """\
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    model = AutoModelForCausalLM.from_pretrained("{folder}", trust_remote_code=True)
-    tokenizer = AutoTokenizer.from_pretrained("{folder}")
-
-    fedpdpo serve --model-dir {folder}          # an OpenAI-compatible server
-
-Where there is a `remote_model.py` in the folder, a tool that loads it has to run that. Keep it
-private: it was learnt from private preferences.
-"""
-_REWARD_USAGE = """\
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-    model = AutoModelForSequenceClassification.from_pretrained("{folder}", trust_remote_code=True)
-    tokenizer = AutoTokenizer.from_pretrained("{folder}")
-    model.score(tokenizer, "How was the film?", [" A delight.", " A bore."])
-
-A prompt is text, or a list of chat messages. Keep the folder private: it was learnt from private
-preferences.
-"""
-_PEFT_USAGE = """\
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{model}"), "{folder}")
-
-PEFT may warn that the output layer is tied to the embeddings: the adapter is of the output alone.
-Keep it private: it was learnt from private preferences.
-"""
-
-
 @dataclass(frozen=True)
 class Form:
     """What an export may be, how it is written and used."""
@@ -164,9 +189,11 @@ class Form:
 
 
 FORMS = {
-    "peft": Form("A PEFT adapter of shared LoRA and private head", write_peft, _PEFT_USAGE),
-    "model": Form("A personal model for transformers", write_model, _MODEL_USAGE),
-    "reward": Form("The explicit reward as a sequence classifier", write_reward, _REWARD_USAGE),
+    "peft": Form("A PEFT adapter of shared LoRA and private head", write_peft, PEFT_USAGE),
+    "model": Form("A personal model for transformers", write_model, MODEL_USAGE),
+    "merged": Form("A personal model as plain weights", write_merged, MERGED_USAGE),
+    "gguf": Form("A personal model for llama.cpp", write_gguf, GGUF_USAGE),
+    "reward": Form("The explicit reward as a sequence classifier", write_reward, REWARD_USAGE),
 }
 
 
