@@ -1,9 +1,7 @@
 """A real server in this process on a free port, and a client's messages to it."""
 
-import asyncio
 import hashlib
 import subprocess
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +17,7 @@ from fedpdpo.common.layout import LoraLayout
 from fedpdpo.common.payload import CHUNK_BYTES
 from fedpdpo.common.run import MethodSettings
 from fedpdpo.common.wire import layout_to_messages
-from fedpdpo.server.daemon import serve
+from fedpdpo.server import Server
 from fedpdpo.server.settings import ServerSettings
 from fedpdpo.v1 import federation_pb2 as pb
 from fedpdpo.v1 import metrics_pb2, operator_pb2, payload_pb2
@@ -39,38 +37,8 @@ def settings(folder: Path, **values: Any) -> ServerSettings:
 @contextmanager
 def running(wanted: ServerSettings) -> Iterator[int]:
     """Serve in a thread; gives the port. An error of the server is raised here."""
-    ready = threading.Event()
-    found: dict[str, Any] = {}
-
-    async def main() -> None:
-        found["loop"], found["stopping"] = asyncio.get_running_loop(), asyncio.Event()
-
-        def started(port: int) -> None:
-            found["port"] = port
-            ready.set()
-
-        await serve(wanted, stopping=found["stopping"], started=started)
-
-    def thread() -> None:
-        try:
-            asyncio.run(main())
-        except BaseException as error:
-            found["error"] = error
-        finally:
-            ready.set()
-
-    server = threading.Thread(target=thread)
-    server.start()
-    ready.wait(30)
-    try:
-        if "error" not in found:
-            yield found["port"]
-    finally:
-        if server.is_alive():
-            found["loop"].call_soon_threadsafe(found["stopping"].set)
-        server.join(30)
-    if "error" in found:
-        raise found["error"]
+    with Server(wanted) as server:
+        yield server.port
 
 
 @contextmanager

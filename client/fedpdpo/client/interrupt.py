@@ -1,6 +1,7 @@
 """SIGTERM and SIGINT end the process at once or, where it asks for it, at a good moment."""
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -15,7 +16,10 @@ class Interruption:
 
     @contextmanager
     def handled(self) -> Iterator[None]:
-        """Handle the signals inside the block; only in the main thread."""
+        """Handle the signals inside the block; in the main thread, which alone is given them."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         signals = (signal.SIGTERM, signal.SIGINT)
         before = [signal.signal(number, self._handle) for number in signals]
         try:

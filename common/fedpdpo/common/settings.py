@@ -1,6 +1,7 @@
 """Settings of a daemon: one pydantic model, filled from flags, environment and a YAML file.
 
-Flags win over the environment, the environment over the file, the file over the defaults.
+Flags, or a program's own values, win over the environment, the environment over the file, the file
+over the defaults.
 """
 
 import argparse
@@ -8,7 +9,9 @@ import difflib
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NoReturn, TypeVar
 
 import yaml
@@ -16,6 +19,7 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
+    InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -25,6 +29,9 @@ from fedpdpo.common.errors import BadSettings, FedPDPOError
 from fedpdpo.common.version import __version__
 
 _MAX_FILE_BYTES = 1024 * 1024
+
+#: What the YAML file says while settings are filled.
+_from_file: ContextVar[Mapping[str, Any]] = ContextVar("from_file", default=MappingProxyType({}))
 
 
 class Settings(BaseSettings):
@@ -52,9 +59,10 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Beside the flags, the environment where it has a prefix, then the file's values."""
+        """After flags and a program's values: the environment, where it has a prefix, the file."""
+        file = InitSettingsSource(settings_cls, dict(_from_file.get()))
         prefix = cls.model_config.get("env_prefix")
-        return (env_settings, init_settings) if prefix else (init_settings,)
+        return (init_settings, env_settings, file) if prefix else (init_settings, file)
 
 
 class DaemonSettings(Settings):
@@ -103,16 +111,26 @@ def load_settings(cls: type[S], argv: Sequence[str], *, program: str, epilog: st
     source = None
     if issubclass(cls, DaemonSettings):
         source = _file_named(argv) or os.environ.get(f"{prefix}CONFIG".upper())
-    values = _read_yaml(Path(source)) if source else {}
+    reading = _from_file.set(_read_yaml(Path(source)) if source else {})
     try:
         flags: CliSettingsSource[Any] = CliSettingsSource(
             cls, root_parser=parser, cli_parse_args=list(argv)
         )
-        return cls(_cli_settings_source=flags, **values)
+        return cls(_cli_settings_source=flags)
     except ValidationError as error:
         raise BadSettings(explain(error, cls, source=source)) from error
     except SettingsError as error:
         raise BadSettings(f"{error}{f': {error.__cause__}' if error.__cause__ else ''}") from error
+    finally:
+        _from_file.reset(reading)
+
+
+def made(cls: type[S], values: Mapping[str, Any]) -> S:
+    """Settings from a program's own values, then the environment. Raises BadSettings."""
+    try:
+        return cls(**values)
+    except ValidationError as error:
+        raise BadSettings(explain(error, cls)) from error
 
 
 def explain(error: ValidationError, cls: type[BaseModel], *, source: str | None = None) -> str:

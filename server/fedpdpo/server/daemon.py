@@ -24,18 +24,21 @@ log = logging.getLogger(__name__)
 
 _TICK_S = 1.0
 
+Attend = Callable[[int, Federation], contextlib.AbstractContextManager[None]]
+
 
 async def serve(
     settings: ServerSettings,
     *,
     stopping: asyncio.Event,
-    started: Callable[[int], None] = lambda _: None,
+    attend: Attend = lambda _port, _federation: contextlib.nullcontext(),
 ) -> None:
     """Serve the run of a state directory until it has ended and no client is there any more.
 
     Setting `stopping` ends it at once; the run goes on at the next start.
 
-    `started` is told the port once clients can connect.
+    `attend` is told the port and the federation; its block begins when clients can connect and ends
+    while the federation can still be read.
 
     Raises BadSettings for a port that is taken, and BadState, Mismatch and StorageAway as
     `Federation` and `Store` do.
@@ -55,7 +58,7 @@ async def serve(
             if settings.dashboard_port is not None:
                 site = await Site.open(settings, federation, changes)
                 closing.push_async_callback(site.close)
-            started(endpoint.port)
+            closing.enter_context(attend(endpoint.port, federation))
             log.info(
                 fields("serving", address=f"{settings.host}:{endpoint.port}",
                        run=federation.run.run_id, model=settings.model,

@@ -37,6 +37,13 @@ def status(federation: Federation) -> operator_pb2.GetStatusResponse:
         )
 
 
+def evaluations(federation: Federation) -> list[operator_pb2.ClientEvaluation]:
+    """What clients measured on all adapters, in the order of versions and clients."""
+    with federation.reading() as ledger:
+        found = select(EvaluationRow).order_by(EvaluationRow.version, EvaluationRow.client_id)
+        return [_evaluation(row) for row in ledger.session.scalars(found)]
+
+
 def _client(federation: Federation, row: ClientRow) -> operator_pb2.ClientStatus:
     sign = federation.presence.sign(row.client_id)
     sent, received = federation.traffic.totals(row)

@@ -3,8 +3,9 @@
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 from rich.console import Console
@@ -14,6 +15,9 @@ from fedpdpo.client.tool.operator import ServerAddress
 from fedpdpo.common.errors import BadSettings
 from fedpdpo.common.settings import Settings, load_settings, nearest, run_program
 from fedpdpo.common.version import __version__
+
+if TYPE_CHECKING:
+    from fedpdpo.client.tool.personal import PersonalPolicy
 
 PROGRAM = "fedpdpo"
 
@@ -38,11 +42,16 @@ class ExportSettings(Settings):
         Path("fedpdpo-client-state"), description="state directory of the client"
     )
     out: Path = Field(description="folder to write; it must not be there yet")
-    form: Literal["personal", "peft", "model", "reward"] = Field(
+    form: Literal["personal", "peft", "model", "merged", "gguf", "reward"] = Field(
         "personal",
         description="personal: shared and private parts, for chat and eval. model: the whole model "
-        "for transformers. reward: the explicit reward as a sequence classifier. peft: an adapter, "
-        "for runs without bottleneck",
+        "for transformers. reward: the explicit reward as a sequence classifier. For runs without "
+        "bottleneck: merged, plain weights; gguf, a file for llama.cpp; peft, an adapter",
+    )
+    gguf_type: Literal["f32", "f16", "q8_0"] = Field(
+        "f32",
+        description="how gguf keeps matrices: f32 exactly, f16 in half the bytes, q8_0 in about a "
+        "quarter",
     )
     model: str | None = Field(
         None, description="where the backbone lies, if it moved; personal needs none"
@@ -114,16 +123,27 @@ def _status(settings: StatusSettings, console: Console) -> None:
         operator.show_status(settings, console)
 
 
+def _loaded(settings: ModelSettings) -> "PersonalPolicy":
+    from fedpdpo.client.tool.personal import PersonalPolicy
+
+    given = settings.model_dump(include=set(ModelSettings.model_fields))
+    return PersonalPolicy.load(given.pop("model_dir"), **given)
+
+
+def _rest(settings: ModelSettings) -> dict[str, Any]:
+    return settings.model_dump(exclude=set(ModelSettings.model_fields))
+
+
 def _chat(settings: ChatSettings, console: Console) -> None:
     from fedpdpo.client.tool import inspection
 
-    inspection.chat(console, **settings.model_dump())
+    inspection.chat(console, _loaded(settings), **_rest(settings))
 
 
 def _score(settings: ScoreSettings, console: Console) -> None:
     from fedpdpo.client.tool import inspection
 
-    inspection.score(console, **settings.model_dump())
+    inspection.score(console, _loaded(settings), **_rest(settings))
 
 
 def _serve(settings: ServeSettings, _: Console) -> None:
@@ -136,7 +156,7 @@ def _serve(settings: ServeSettings, _: Console) -> None:
 def _eval(settings: EvalSettings, console: Console) -> None:
     from fedpdpo.client.tool import inspection
 
-    inspection.evaluate_data(console, **settings.model_dump())
+    inspection.evaluate_data(console, _loaded(settings), **_rest(settings))
 
 
 def _export(settings: ExportSettings, console: Console) -> None:
@@ -144,6 +164,8 @@ def _export(settings: ExportSettings, console: Console) -> None:
     from fedpdpo.client.exporting.personal import export
     from fedpdpo.client.vault import Vault
 
+    if settings.gguf_type != "f32" and settings.form != "gguf":
+        raise BadSettings("--gguf-type is of --form gguf alone; leave it out")
     vault = Vault.of(None, settings.state_key_file)
     if settings.form == "personal":
         export(settings.state_dir, settings.out, vault)
@@ -151,35 +173,45 @@ def _export(settings: ExportSettings, console: Console) -> None:
         return
     with console.status("loading the backbone"):
         export_form(
-            settings.state_dir, settings.out, settings.form, model=settings.model, vault=vault
+            settings.state_dir,
+            settings.out,
+            settings.form,
+            model=settings.model,
+            vault=vault,
+            gguf_type=settings.gguf_type,
         )
     console.print(f"wrote {settings.out}; its README.md tells how to use it")
 
 
 @dataclass(frozen=True)
-class _Command:
+class Command:
+    """A command's settings and what is done with them."""
+
     settings: type[Settings]
     run: Callable[[Any, Console], None]
 
 
 COMMANDS = {
-    "status": _Command(StatusSettings, _status),
-    "events": _Command(EventSettings, lambda s, c: operator.show_events(s, c, follow=s.follow)),
-    "pause": _Command(ServerAddress, lambda s, _: operator.pause(s)),
-    "resume": _Command(ServerAddress, lambda s, _: operator.resume(s)),
-    "stop": _Command(ServerAddress, lambda s, _: operator.stop(s)),
-    "certs init": _Command(certs.InitSettings, certs.init),
-    "certs server": _Command(certs.ServerCertificate, certs.server),
-    "certs client": _Command(certs.HolderCertificate, certs.client),
-    "certs operator": _Command(certs.HolderCertificate, certs.operator),
-    "certs revoke": _Command(certs.RevokeSettings, certs.revoke),
-    "token": _Command(certs.TokenSettings, certs.token),
-    "export": _Command(ExportSettings, _export),
-    "chat": _Command(ChatSettings, _chat),
-    "eval": _Command(EvalSettings, _eval),
-    "score": _Command(ScoreSettings, _score),
-    "serve": _Command(ServeSettings, _serve),
+    "status": Command(StatusSettings, _status),
+    "events": Command(EventSettings, lambda s, c: operator.show_events(s, c, follow=s.follow)),
+    "pause": Command(ServerAddress, lambda s, _: operator.pause(s)),
+    "resume": Command(ServerAddress, lambda s, _: operator.resume(s)),
+    "stop": Command(ServerAddress, lambda s, _: operator.stop(s)),
+    "certs init": Command(certs.InitSettings, certs.init),
+    "certs server": Command(certs.ServerCertificate, certs.server),
+    "certs client": Command(certs.HolderCertificate, certs.client),
+    "certs operator": Command(certs.HolderCertificate, certs.operator),
+    "certs revoke": Command(certs.RevokeSettings, certs.revoke),
+    "token": Command(certs.TokenSettings, certs.token),
+    "export": Command(ExportSettings, _export),
+    "chat": Command(ChatSettings, _chat),
+    "eval": Command(EvalSettings, _eval),
+    "score": Command(ScoreSettings, _score),
+    "serve": Command(ServeSettings, _serve),
 }
+
+#: Commands of packages that stand on this one; each entry point is a `Command`.
+ELSEWHERE = "fedpdpo.commands"
 
 HELP = """\
 usage: fedpdpo COMMAND [options]
@@ -200,14 +232,26 @@ who may come in, on the operator's machine:
   token            make an enrolment token, where clients have no certificates
 
 a personal model, on the client's own machine:
-  export   write it to a folder that loads; --form model for transformers and what builds on it
+  export   write it to a folder that loads; --form model for transformers, gguf for llama.cpp
   chat     talk to it; --compare base shows the plain backbone beside
   eval     measure its preference accuracy on a file
   score    rank answers to a prompt
   serve    answer OpenAI-compatible requests
 
+many virtual clients on one machine or a cluster:
+  simulate   divide a file of preferences among them and run a federation
+
 fedpdpo COMMAND --help shows the options. The daemons are fedpdpo-server and fedpdpo-client.
 """
+
+
+def _from_elsewhere(name: str) -> Command:
+    points = {point.name: point for point in entry_points(group=ELSEWHERE)}
+    if name not in points:
+        close = nearest(name, [*COMMANDS, *points])
+        raise BadSettings(f"there is no command {name}{close}; fedpdpo --help lists them")
+    found: Command = points[name].load()
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -225,11 +269,7 @@ def _run(argv: Sequence[str]) -> None:
         return
     if rest and f"{name} {rest[0]}" in COMMANDS:
         name, *rest = f"{name} {rest[0]}", *rest[1:]
-    if name not in COMMANDS:
-        raise BadSettings(
-            f"there is no command {name}{nearest(name, COMMANDS)}; fedpdpo --help lists them"
-        )
-    command = COMMANDS[name]
+    command = COMMANDS.get(name) or _from_elsewhere(name)
     settings = load_settings(command.settings, rest, program=f"{PROGRAM} {name}")
     try:
         command.run(settings, Console())
