@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fedpdpo.client.daemon import Process, new_trainer
+from fedpdpo.client.entry import Process, new_trainer
 from fedpdpo.client.heart import Heart
 from fedpdpo.client.interrupt import Interruption
 from fedpdpo.client.machine import CoreShare, Neighbours

@@ -127,12 +127,12 @@ class Link:
         self._zstd = agreed.zstd
         return run_from_message(response.run)
 
-    def assignment(self) -> pb.GetAssignmentResponse:
-        """What to do now; waits on the server's side while there is nothing."""
+    def assignment(self, *, wait_s: float = _POLL_S) -> pb.GetAssignmentResponse:
+        """What to do now; waits on the server's side so long while there is nothing."""
         request = pb.GetAssignmentRequest(
-            run_id=self._run_id, client_id=self._client_id, wait_s=_POLL_S
+            run_id=self._run_id, client_id=self._client_id, wait_s=wait_s
         )
-        timeout = _POLL_S + _CALL_S
+        timeout = wait_s + _CALL_S
         return self._call(
             "GetAssignment", lambda: self._stub.GetAssignment(request, timeout=timeout)
         )

@@ -63,7 +63,7 @@ def client_seed(run_seed: int, client_id: str) -> int:
 
 
 def load_policy(
-    settings: ClientSettings, run: Run, *, model: str, client_id: str
+    settings: ClientSettings, run: Run, model: str, client_id: str
 ) -> tuple[Backbone, Policy]:
     """Load the backbone as the settings say and put the run's trained parts on it.
 

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from typing import Literal
 
 from fedpdpo.client.heart import Heart
 from fedpdpo.client.link import Link
@@ -21,6 +22,9 @@ from fedpdpo.common.run import Run
 from fedpdpo.v1 import federation_pb2 as pb
 
 log = logging.getLogger(__name__)
+
+#: What became of a turn.
+Turn = Literal["worked", "idle", "ended"]
 
 #: In nats a token of the chosen answers; in our trials a policy further down spoke gibberish from
 #: -3 on, and spoke fluently down to -0.5.
@@ -62,6 +66,13 @@ class Worker:
         """Work until the run has ended."""
         while self.do(self._link.assignment()):
             pass
+
+    def turn(self) -> Turn:
+        """Do what the server asks for now, if anything, without waiting for it."""
+        assignment = self._link.assignment(wait_s=0.0)
+        if not self.do(assignment):
+            return "ended"
+        return "idle" if assignment.WhichOneof("task") == "wait" else "worked"
 
     def do(self, assignment: pb.GetAssignmentResponse) -> bool:
         """Do what the server asks for; gives whether more may follow."""

@@ -135,9 +135,14 @@ class Run(Closed):
         return self
 
 
+def is_client_id(text: str) -> bool:
+    """Whether a text is a well-formed client id."""
+    return bool(_CLIENT_ID.fullmatch(text))
+
+
 def check_client_id(client_id: str) -> str:
     """Give back a well-formed client id. Raises BadRequest for any other."""
-    if not _CLIENT_ID.fullmatch(client_id):
+    if not is_client_id(client_id):
         raise BadRequest(
             f"{client_id[:80]!r} is no client id: it takes 1 to 64 letters, digits, '.', '_' "
             "or '-', and does not begin with '.'"

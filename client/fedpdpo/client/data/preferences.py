@@ -58,7 +58,12 @@ class Preference:
     @property
     def digest(self) -> str:
         """SHA-256 of the three parts as canonical JSON, 64 hex digits."""
-        return _sha256({key: _plain(getattr(self, key)) for key in KEYS})
+        return _sha256(self.record)
+
+    @property
+    def record(self) -> dict[str, object]:
+        """The three parts as a file has them: text, or lists of role and content."""
+        return {key: _plain(getattr(self, key)) for key in KEYS}
 
     @property
     def prompt_digest(self) -> str:

@@ -33,6 +33,7 @@ class SplitDecoder:
         self._own = decoder.config._attn_implementation
         self._views = [decoder]
         self.path: Path = "blocks"
+        self.checked = False
         self.num_trunk_layers = num_trunk_layers
         if num_trunk_layers:
             self._trunk = _view(decoder, slice(num_trunk_layers))

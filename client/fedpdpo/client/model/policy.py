@@ -127,6 +127,11 @@ class Policy:
         with torch.no_grad(), self.peft_model.disable_adapter():
             return self.scores(batch, self.hidden(batch, entering), personalized=False)
 
+    @property
+    def checked(self) -> bool:
+        """Whether `check` has found this backbone's path, for this or another policy on it."""
+        return self.decoder.checked
+
     def check(self, pair: PairTokens) -> None:
         """Find on one pair the fastest path that gives what the model's own plain pass gives.
 
@@ -147,6 +152,7 @@ class Policy:
                     self.decoder.path, self.decoder.num_trunk_layers = path, trunk
                     reason = self._wrong(pair, swapped, alone)
                     if not reason:
+                        self.decoder.checked = True
                         log.info(fields("engine", path=path, trunk_layers=trunk, dtype=self.dtype))
                         return
                     log.debug(fields("path_refused", path=path, trunk_layers=trunk, reason=reason))

@@ -1,0 +1,238 @@
+"""Places a simulation's clients on Ray's workers, beside the server, and follows the run."""
+
+import csv
+import hashlib
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich.console import Console
+
+from fedpdpo.client.data.preferences import Preference
+from fedpdpo.common.errors import BadSettings, BadState, FedPDPOError
+from fedpdpo.common.files import whole_file, whole_folder
+from fedpdpo.common.log import start_logging
+from fedpdpo.server import Server
+from fedpdpo.simulation.hosting import DATA, Host
+from fedpdpo.simulation.partition import Share, divided, read_keyed
+from fedpdpo.simulation.settings import PATIENT, SimulationSettings, Workers
+
+Rows = list[dict[str, Any]]
+Clients = Mapping[str, Share]
+
+_LOOK_S = 0.5
+_CONNECT_S = 10.0
+
+#: Of Ray's shared memory, which carries the clients' pairs alone.
+_STORE_BYTES = 2**27
+
+_RESTARTS = 3
+
+
+def simulate(settings: SimulationSettings, console: Console) -> Rows:
+    """Run the simulation to its end, or go on with it; gives what clients measured.
+
+    Rows are those of `Server.accuracies`. Raises BadData, BadSettings, BadState and what server and
+    clients raise.
+    """
+    start_logging(settings.log_level)
+    out = settings.out
+    clients = divided(
+        read_keyed(settings.data, settings.partition),
+        settings.partition,
+        num_clients=settings.clients,
+        seed=settings.partition_seed,
+    )
+    _bind(settings, clients)
+    told = [{"client": name, "pairs": len(share.pairs), "key": share.key, "opposed": share.opposed}
+            for name, share in clients.items()]  # fmt: skip
+    _write_table(out / "clients.csv", told)
+    with _ray(settings.workers) as ray, _server(settings, ray, len(clients)) as server:
+        hosts = _shares(clients, _num_workers(settings.workers, ray, len(clients)))
+        console.print(f"{len(clients)} clients in {len(hosts)} workers, "
+                      f"{server.settings.rounds} rounds; {out}", soft_wrap=True)  # fmt: skip
+        host = ray.remote(_Host).options(**_resources(settings.workers))
+        address = server.address if _is_alone(ray) else f"{_own_address(ray)}:{server.port}"
+        given = settings.client.model_dump(exclude_unset=True)
+        actors = [host.remote(settings.workers, given) for _ in hosts]
+        how = {"log_level": settings.log_level, "insecure": not _is_alone(ray)}
+        working = []
+        for actor, names in zip(actors, hosts, strict=True):
+            own = {name: clients[name].pairs for name in names}
+            working.append(actor.work.remote(address, out.absolute(), own, **how))
+        _follow(ray, working, server, console, num_clients=len(clients))
+        server.wait()
+        rows = server.accuracies()
+    _write_table(out / "accuracies.csv", rows)
+    return rows
+
+
+def _write_table(path: Path, rows: Rows) -> None:
+    with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, fieldnames=list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+
+
+class _Host:
+    """A Ray actor: a host, and the data of its clients on the machine where it is."""
+
+    def __init__(self, workers: Workers, settings: dict[str, Any]) -> None:
+        self._host = Host(
+            threads=workers.cpus, live_clients=workers.live_clients, settings=settings
+        )
+
+    def work(
+        self, server: str, out: Path, clients: Mapping[str, Sequence[Preference]], **how: Any
+    ) -> None:
+        os.umask(0o077)
+        folders = [write_data(out, name, pairs) for name, pairs in clients.items()]
+        self._host.work(server, folders, **how)
+
+
+def write_data(out: Path, name: str, pairs: Sequence[Preference]) -> Path:
+    """A client's folder with its pairs, as fedpdpo-client takes them; gives the folder."""
+    folder = out / "clients" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / DATA).exists():
+        lines = "".join(json.dumps(pair.record, ensure_ascii=False) + "\n" for pair in pairs)
+        with whole_file(folder / DATA) as partial:
+            partial.write_text(lines, encoding="utf-8")
+    return folder
+
+
+def _bind(settings: SimulationSettings, clients: Clients) -> None:
+    """Begin the folder, or find that it is this simulation's. Raises BadState."""
+    digest = hashlib.sha256()
+    for name, share in clients.items():
+        digest.update(f"{name} {' '.join(pair.digest for pair in share.pairs)}\n".encode())
+    parts = {"partition", "partition_seed", "server", "client"}
+    told = settings.model_dump(mode="json", include=parts) | {"clients": digest.hexdigest()}
+    note = settings.out / "simulation.json"
+    if not settings.out.exists():
+        with whole_folder(settings.out) as folder:
+            (folder / note.name).write_text(json.dumps(told, indent=2), encoding="utf-8")
+    elif not note.exists():
+        raise BadState(f"{settings.out} is there and no simulation's; choose another --out")
+    elif json.loads(note.read_text(encoding="utf-8")) != told:
+        raise BadState(
+            f"{settings.out} holds a simulation of other data or settings (simulation.json); "
+            "choose another --out"
+        )
+
+
+@contextmanager
+def _ray(workers: Workers) -> Iterator[Any]:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise BadSettings(
+            "ray is missing; install this package with its extra [simulate]"
+        ) from error
+    how: dict[str, Any] = {"include_dashboard": False, "object_store_memory": _STORE_BYTES,
+                           "_node_ip_address": "127.0.0.1"}  # fmt: skip
+    try:
+        if workers.address is not None:
+            how = {"address": _reached(workers.address)}
+        ray.init(logging_level="ERROR", **how)
+    except (OSError, ValueError) as error:
+        raise BadSettings(f"no Ray cluster at {workers.address}: {error}") from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _reached(address: str) -> str:
+    """The address, which Ray would try for minutes. Raises OSError where nobody listens there."""
+    host, _, port = address.rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host.rpartition("/")[2], int(port)), timeout=_CONNECT_S).close()
+    return address
+
+
+def _server(settings: SimulationSettings, ray: Any, num_clients: int) -> Server:
+    reach = {} if _is_alone(ray) else {"host": "0.0.0.0", "insecure": True}  # noqa: S104
+    given = settings.server.model_dump(exclude_unset=True)
+    state = {"state_dir": settings.out / "server", "min_clients": num_clients}
+    return Server(**(given | PATIENT | reach | state))
+
+
+def _is_alone(ray: Any) -> bool:
+    """Whether all of Ray is on this machine."""
+    places = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    return places <= {_own_address(ray), "127.0.0.1"}
+
+
+def _own_address(ray: Any) -> str:
+    return str(ray.util.get_node_ip_address())
+
+
+def _num_workers(workers: Workers, ray: Any, num_clients: int) -> int:
+    """As many as were asked for, or as fit. Raises BadSettings where none fits."""
+    has = ray.cluster_resources()
+    fit = int(has.get("CPU", 0) // workers.cpus)
+    if workers.gpus:
+        fit = min(fit, int(has.get("GPU", 0) / workers.gpus))
+    if workers.memory_gib:
+        fit = min(fit, int(has.get("memory", 0) // (workers.memory_gib * 2**30)))
+    if fit < max(1, workers.count):
+        raise BadSettings(
+            f"{max(1, workers.count)} workers do not fit: there are {has.get('CPU', 0):g} CPUs, "
+            f"{has.get('GPU', 0):g} GPUs and {has.get('memory', 0) / 2**30:.1f} GiB for them"
+        )
+    return min(workers.count or fit, num_clients)
+
+
+def _resources(workers: Workers) -> dict[str, Any]:
+    memory = int(workers.memory_gib * 2**30)
+    return {"num_cpus": workers.cpus, "num_gpus": workers.gpus, "memory": memory or None,
+            "max_restarts": _RESTARTS, "max_task_retries": _RESTARTS}  # fmt: skip
+
+
+def _shares(clients: Clients, num: int) -> list[list[str]]:
+    """Clients for each worker, about as many pairs each: the largest first, to who has least."""
+    shares: list[list[str]] = [[] for _ in range(num)]
+    pairs = [0] * num
+    for name in sorted(clients, key=lambda name: -len(clients[name].pairs)):
+        least = pairs.index(min(pairs))
+        shares[least].append(name)
+        pairs[least] += len(clients[name].pairs)
+    return shares
+
+
+def _follow(
+    ray: Any, working: list[Any], server: Server, console: Console, *, num_clients: int
+) -> None:
+    """Print a line for each adapter that all have measured, until the workers are done."""
+    begun, shown = time.monotonic(), -1
+    while working:
+        done, working = ray.wait(working, timeout=_LOOK_S)
+        try:
+            ray.get(done)
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause if isinstance(error.cause, FedPDPOError) else error
+            raise cause from None
+        except ray.exceptions.RayActorError as error:
+            raise FedPDPOError(f"a worker died {_RESTARTS + 1} times: {error}") from error
+        newest = server.status().adapter_version
+        for version in range(shown + 1, newest + 1):
+            rows = [row for row in server.accuracies()
+                    if row["adapter"] == version and row["view"] == "personalized"]  # fmt: skip
+            if len(rows) == num_clients:
+                shares = [100 * row["combined_accuracy"] for row in rows]
+                console.print(
+                    f"adapter {version} of {server.settings.rounds}: {fmean(shares):.1f} % of "
+                    f"held-out pairs ranked right (worst client {min(shares):.1f}, best "
+                    f"{max(shares):.1f}), {time.monotonic() - begun:.0f} s",
+                    soft_wrap=True,
+                )
+                shown = version
