@@ -1,5 +1,6 @@
 """One run of the domain: joining, tasks, deadlines, and what a crash leaves."""
 
+import contextlib
 import hashlib
 import threading
 from pathlib import Path
@@ -25,8 +26,10 @@ from fedpdpo.server.intake import Announced
 from fedpdpo.server.membership import heartbeat
 from fedpdpo.server.operations import set_paused, stop
 from fedpdpo.server.rounds import Phase
+from fedpdpo.server.rows import AdapterRow
 from fedpdpo.server.status import status
 from fedpdpo.server.steps import step
+from fedpdpo.server.store import Store
 from fedpdpo.server.tasks import Evaluate, Finish, Train, Wait
 from serving import BACKBONE, LAYOUT, tensors
 from world import NewWorld, World, begin
@@ -407,3 +410,24 @@ def test_what_a_client_says_of_itself_is_shown_as_it_is_and_harms_no_terminal(
         console.print(status_table(status(world.federation)))
     assert "[/bold] at [red]x[2J" in shown.get()
     assert status(world.federation).clients[0].progress == 0.0
+
+
+def test_who_is_told_of_a_change_sees_the_stage_that_came_of_it(world: World) -> None:
+    begin(world)
+    world.told.clear()
+    stop(world.federation)
+    assert world.told == [Phase.STOPPED]
+
+
+def test_files_are_asked_for_while_useless_ones_are_removed(tmp_path: Path) -> None:
+    with contextlib.closing(Store(tmp_path)) as store:
+        rows = [AdapterRow(version=version) for version in range(3000)]
+        for row in rows:
+            path = store.adapter_path(row.version)
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+        asking = threading.Thread(target=lambda: [store.adapter(row) for row in rows])
+        asking.start()
+        while asking.is_alive():
+            store.remove_useless()
+        assert all(store.adapter(row).exists() for row in rows)

@@ -34,6 +34,7 @@ class World:
         self.values = values
         self.now = 1000.0
         self.turns = 0
+        self.told: list[Phase] = []
         self.open()
 
     def open(self) -> None:
@@ -45,6 +46,7 @@ class World:
                 wanted,
                 clock=lambda: self.now,
                 ticks=lambda: self.now,
+                notify=lambda: self.told.append(self.federation.stage.phase),
                 turned=self._turned,
             )
         except BaseException:

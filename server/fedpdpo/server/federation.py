@@ -73,23 +73,29 @@ class Federation:
     @contextmanager
     def writing(self) -> Iterator[Ledger]:
         """A transaction on the run; those who wait for a change are told when it is durable."""
-        with self.lock:
-            with self._doubting(), self.store.session() as session, session.begin():
-                ledger = Ledger(session, clock=self.clock, num_rounds=self.run.num_rounds)
-                yield ledger
-            for change in ledger.once_durable:
-                change(self.stage)
+        with self._transacting() as ledger:
+            yield ledger
         self._notify()
 
     @contextmanager
     def turning(self) -> Iterator[Ledger]:
         """A transaction that may change the stage, and so what clients that wait shall do."""
         with self.lock:
-            with self.writing() as ledger:
+            with self._transacting() as ledger:
                 yield ledger
                 stage = ledger.stage()
             self.stage = stage
+        self._notify()
         self._turned()
+
+    @contextmanager
+    def _transacting(self) -> Iterator[Ledger]:
+        with self.lock:
+            with self._doubting(), self.store.session() as session, session.begin():
+                ledger = Ledger(session, clock=self.clock, num_rounds=self.run.num_rounds)
+                yield ledger
+            for change in ledger.once_durable:
+                change(self.stage)
 
     @contextmanager
     def _doubting(self) -> Iterator[None]:

@@ -161,7 +161,7 @@ class Store:
         What does not answer elsewhere, the next call removes.
         """
         shutil.rmtree(self._useless, ignore_errors=True)
-        self._proven = {path for path in self._proven if path.exists()}
+        self._proven -= {path for path in self._proven.copy() if not path.exists()}
         if self._elsewhere is not None:
             copies = sorted((self.folder / ADAPTERS).glob("version-*"), key=_number)
             for old in copies[:-_COPIES]:
