@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: help install system proto check test test-faults test-network test-images test-large test-soak test-security pins audit demo
-.PHONY: bench-train bench-round bench-encodings bench-hostile bench-accuracy results clean
+.PHONY: bench-train bench-round bench-encodings bench-hostile bench-accuracy results docs docs-serve clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -34,10 +34,11 @@ proto: install  ## generate the protobuf modules again
 check: install  ## ruff, mypy, import-linter, buf
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check --no-cache .
-	$(BIN)/mypy common server client deploy/demo tests hatch_build.py
+	$(BIN)/mypy common server client simulation deploy/demo tests hatch_build.py
 	MYPYPATH=benchmarks/train $(BIN)/mypy benchmarks/train
 	$(BIN)/mypy benchmarks/round/*.py benchmarks/encodings
 	MYPYPATH=deploy/demo $(BIN)/mypy benchmarks/hostile
+	MYPYPATH=deploy/site $(BIN)/mypy deploy/site
 	MYPYPATH=benchmarks/accuracy:deploy/demo $(BIN)/mypy benchmarks/accuracy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/buf lint
@@ -93,5 +94,11 @@ audit: install  ## look for known faults in these versions; asks a public databa
 	$(BIN)/pip install --quiet --disable-pip-version-check pip-audit
 	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement deploy/constraints.txt
 
-clean:  ## remove runs and caches; keeps .venv
-	rm -rf runs .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+docs: install  ## the documentation as a site in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: install  ## the same at http://127.0.0.1:8000, made again at each change
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+clean:  ## remove runs, the site and caches; keeps .venv
+	rm -rf runs site .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -197,7 +197,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
     with TemporaryDirectory(prefix="ray-") as folder:
-        store = ("--num-cpus", 1, "--object-store-memory", 2**27, "--disable-usage-stats")  # fmt: skip
+        store = ("--num-cpus", 1, "--object-store-memory", 2**27, "--disable-usage-stats")
         try:
             ray("start", "--head", "--port", 0, "--temp-dir", folder,
                 "--include-dashboard", "false", *store)  # fmt: skip
