@@ -32,7 +32,7 @@ def result(cell: Cell, right: int) -> dict[str, Any]:
     """Two clients that rank so many of 20 pairs right after the average, one more later."""
     stages = {
         stage: {"implicit": 0.5, "explicit": 0.5, "combined": num / 20,
-                "right": "1" * num + "0" * (20 - num)}
+                "chosen_shift": -num / 100, "right": "1" * num + "0" * (20 - num)}
         for stage, num in (("after", right), ("local", right + 1))
     }  # fmt: skip
     client = {"pairs": 20, "train_pairs": 10, "adapter_bytes": 2**20} | stages
@@ -60,6 +60,8 @@ def test_a_row_sums_up_its_seeds_and_clients(results: dict[str, Any]) -> None:
     assert lines["fedavg"].judged == pytest.approx(12 / 20)
     assert lines["fedavg-ft"].judged == pytest.approx(13 / 20)
     assert lines["fedpdpo"].error["local"] == 0
+    assert lines["fedpdpo"].chosen_shift == pytest.approx(-0.18)
+    assert lines["fedavg"].chosen_shift == pytest.approx(-0.12)
     assert lines["fedpdpo"].bytes_a_round == 2 * 2**20
     assert lines["less-sharing"].bytes_a_round == lines["local"].bytes_a_round == 0
     assert best_baseline(lines).row.name == "local"
@@ -71,9 +73,8 @@ def test_the_page_tells_what_the_cells_say(tmp_path: Path, results: dict[str, An
     assert "{{" not in text
     assert "ranks 90.0 % of held-out pairs" in text
     assert "each setting 80.0 %: +10.0 points" in text
-    assert text.count("| **FedPDPO** | 85.0 ± 0.0 | 90.0 ± 0.0 |") == len(
-        [one for one in SETTINGS.values() if one.in_table]
-    )
+    row = "| **FedPDPO** | 85.0 ± 0.0 | 90.0 ± 0.0 | 50.0 | 50.0 | 90.0 | -0.18 |"
+    assert text.count(row) == len([one for one in SETTINGS.values() if one.in_table])
     assert "local-only DPO | +10.0 (" in text
     for name in ("table", "sweeps", "growth"):
         assert (tmp_path / "pictures" / f"{name}.svg").stat().st_size > 10_000

@@ -22,13 +22,15 @@ class Line:
     """A row's numbers in a setting: means over seeds of means over clients, as shares.
 
     accuracy[stage][kind]; error[stage] is the standard error over seeds of the combined one; worst
-    is the mean over seeds of the worst client's, at the row's own stage.
+    is the mean over seeds of the worst client's, chosen_shift how much likelier chosen answers became
+    in nats a token, both at the row's own stage.
     """
 
     row: Row
     accuracy: dict[str, dict[str, float]]
     error: dict[str, float]
     worst: float
+    chosen_shift: float
     bytes_a_round: float
     seconds: float
 
@@ -56,6 +58,7 @@ def line(row: Row, results: list[dict[str, Any]]) -> Line:
          for stage in STAGES},
         fmean(min(client[row.stage]["combined"] for client in result["clients"].values())
               for result in results),
+        fmean(mean_accuracy(result, row.stage, "chosen_shift") for result in results),
         2.0 * fmean(client["adapter_bytes"] for client in clients) * shared,
         fmean(result["seconds"] for result in results),
     )  # fmt: skip

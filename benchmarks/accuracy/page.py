@@ -85,11 +85,12 @@ def table(title: str, lines: dict[str, Line]) -> str:
             percent(line.accuracy[line.row.stage]["implicit"]),
             percent(line.accuracy[line.row.stage]["explicit"]),
             percent(line.worst),
+            f"{line.chosen_shift:+.2f}",
             f"{line.bytes_a_round / 2**20:.1f}",
             f"{line.seconds:.0f}",
         ])  # fmt: skip
     head = ["method", "after aggregation, %", "after a local epoch, %", "implicit", "explicit",
-            "worst client", "MiB a client and round", "seconds"]  # fmt: skip
+            "worst client", "chosen, nats/token", "MiB a client and round", "seconds"]  # fmt: skip
     return f"### {title[0].upper()}{title[1:]}\n\n{markdown(head, rows)}"
 
 
