@@ -22,7 +22,7 @@ class Line:
     """A row's numbers in a setting: means over seeds of means over clients, as shares.
 
     accuracy[stage][kind]; error[stage] is the standard error over seeds of the combined one; worst
-    is the mean over seeds of the worst client's, chosen_shift how much likelier chosen answers became
+    is the mean over seeds of the worst one, chosen_shift how much likelier chosen answers became
     in nats a token, both at the row's own stage.
     """
 
