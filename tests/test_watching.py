@@ -8,6 +8,8 @@ from pathlib import Path
 from rich.console import Console
 
 from fedpdpo.client.tool.operator import ServerAddress, show_status, watch_status
+from fedpdpo.server import Server
+from fedpdpo.server.onlookers import MOST_S, Onlookers
 from fedpdpo.v1 import operator_pb2
 from processes import until
 from serving import Client, connected, running, settings
@@ -57,3 +59,34 @@ def test_a_server_that_went_away_is_waited_for_a_while(tmp_path: Path) -> None:
         stopped_with_a_client(port, seen)
         watching.join(30)
         assert not watching.is_alive()
+
+
+def test_one_who_looks_seldom_sees_the_end_too(tmp_path: Path) -> None:
+    seen = console()
+    with Server(settings(tmp_path / "server")) as server:
+        to = ServerAddress(server=server.address)
+        watching = begun(watch_status, to, seen, every_s=2.0, patience_s=0.0)
+        until(lambda: "waiting" in seen.export_text(clear=False), "the table")
+        with connected(server.port) as (stub, operator):
+            client = Client(stub, "ada")
+            client.join()
+            operator.StopRun(operator_pb2.StopRunRequest())
+            client.leave()
+        watching.join(60)
+        assert not watching.is_alive()
+        assert "phase stopped" in seen.export_text(clear=False)
+        assert server.wait(60)
+
+
+def test_an_onlooker_who_does_not_come_back_is_not_waited_for() -> None:
+    now = [0.0]
+    onlookers = Onlookers(lambda: now[0])
+    onlookers.looked("ada", again_in_s=1e9, ended=False)
+    onlookers.looked("bea", again_in_s=0.0, ended=False)
+    now[0] = MOST_S
+    assert onlookers.awaited
+    onlookers.looked("cid", again_in_s=2.0, ended=False)
+    now[0] += 4.0
+    assert onlookers.awaited
+    onlookers.looked("cid", again_in_s=2.0, ended=True)
+    assert not onlookers.awaited

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Iterator
 
 from rich.live import Live
@@ -14,6 +15,7 @@ from fedpdpo.common.table import status_table
 from fedpdpo.server.changes import Changes
 from fedpdpo.server.endpoint import Endpoint
 from fedpdpo.server.federation import Federation
+from fedpdpo.server.onlookers import Onlookers
 from fedpdpo.server.opening import folder_of, opened
 from fedpdpo.server.settings import ServerSettings
 from fedpdpo.server.status import status
@@ -33,7 +35,7 @@ async def serve(
     stopping: asyncio.Event,
     attend: Attend = lambda _port, _federation: contextlib.nullcontext(),
 ) -> None:
-    """Serve the run of a state directory until it has ended and no client is there any more.
+    """Serve the run of a state directory until it has ended, and clients and onlookers know it.
 
     Setting `stopping` ends it at once; the run goes on at the next start.
 
@@ -53,7 +55,10 @@ async def serve(
             closing.callback(
                 lambda: log.info(fields("server_stopped", state_dir=settings.state_dir))
             )
-            endpoint = await Endpoint.open(settings, federation, changes=changes, turns=turns)
+            onlookers = Onlookers(time.monotonic)
+            endpoint = await Endpoint.open(
+                settings, federation, changes=changes, turns=turns, onlookers=onlookers
+            )
             closing.push_async_callback(endpoint.close)
             if settings.dashboard_port is not None:
                 site = await Site.open(settings, federation, changes)
@@ -65,11 +70,15 @@ async def serve(
                        state_dir=settings.state_dir)
             )  # fmt: skip
             show = closing.enter_context(_shown(federation))
-            await _drive(federation, changes, stopping, show)
+            await _drive(federation, changes, stopping, onlookers, show)
 
 
 async def _drive(
-    federation: Federation, changes: Changes, stopping: asyncio.Event, show: Callable[[], None]
+    federation: Federation,
+    changes: Changes,
+    stopping: asyncio.Event,
+    onlookers: Onlookers,
+    show: Callable[[], None],
 ) -> None:
     while not stopping.is_set():
         change = changes.next
@@ -81,7 +90,7 @@ async def _drive(
         except StorageAway as error:
             log.warning(fields("waiting_for_storage", reason=str(error)))
         await asyncio.to_thread(show)
-        if federation.stage.ended and not federation.active():
+        if federation.stage.ended and not federation.active() and not onlookers.awaited:
             return
         waits = [asyncio.create_task(change.wait()), asyncio.create_task(stopping.wait())]
         await asyncio.wait(waits, timeout=_TICK_S, return_when=asyncio.FIRST_COMPLETED)

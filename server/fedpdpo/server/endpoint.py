@@ -20,6 +20,7 @@ from fedpdpo.server.changes import Changes
 from fedpdpo.server.federation import Federation
 from fedpdpo.server.federation_service import FederationService
 from fedpdpo.server.interceptor import Gate
+from fedpdpo.server.onlookers import Onlookers
 from fedpdpo.server.operator_service import OperatorService
 from fedpdpo.server.pace import Pace
 from fedpdpo.server.session_service import SessionService
@@ -66,6 +67,7 @@ class Endpoint:
         *,
         changes: Changes,
         turns: Changes,
+        onlookers: Onlookers,
     ) -> "Endpoint":
         """Serve a federation.
 
@@ -81,7 +83,9 @@ class Endpoint:
         access = Access(identify, pace)
         server = grpc.aio.server(interceptors=[Gate(access, federation.meters)], options=_OPTIONS)
         add_FederationServiceServicer_to_server(FederationService(federation, turns), server)
-        add_OperatorServiceServicer_to_server(OperatorService(federation, changes), server)
+        add_OperatorServiceServicer_to_server(
+            OperatorService(federation, changes, onlookers), server
+        )
         add_SessionServiceServicer_to_server(SessionService(sessions, access), server)
         healthy = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(healthy, server)

@@ -5,6 +5,7 @@ from typing import Any
 
 from fedpdpo.server.changes import Changes
 from fedpdpo.server.federation import Federation
+from fedpdpo.server.onlookers import Onlookers
 from fedpdpo.server.operations import events_after, set_paused, stop
 from fedpdpo.server.status import status
 from fedpdpo.v1 import operator_pb2 as pb
@@ -14,13 +15,17 @@ from fedpdpo.v1.operator_pb2_grpc import OperatorServiceServicer
 class OperatorService(OperatorServiceServicer):
     """The operator's view at the wire."""
 
-    def __init__(self, federation: Federation, changes: Changes) -> None:
+    def __init__(self, federation: Federation, changes: Changes, onlookers: Onlookers) -> None:
         self._federation = federation
         self._changes = changes
+        self._onlookers = onlookers
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:
         """A snapshot."""
-        return await asyncio.to_thread(status, self._federation)
+        found = await asyncio.to_thread(status, self._federation)
+        ended = found.phase in (pb.PHASE_FINISHED, pb.PHASE_STOPPED)
+        self._onlookers.looked(context.peer(), again_in_s=request.again_in_s, ended=ended)
+        return found
 
     async def WatchEvents(  # type: ignore[override]  # it writes to the context
         self, request: pb.WatchEventsRequest, context: Any

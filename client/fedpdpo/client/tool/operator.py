@@ -49,12 +49,15 @@ def watch_status(
     A server that is away is waited for so long, but for one that has published the last adapter: it
     has ended. Raises Refused.
     """
-    with _operator(to) as stub, Live(status_table(seen := _status(stub)), console=console) as live:
+    with (
+        _operator(to) as stub,
+        Live(status_table(seen := _status(stub, every_s)), console=console) as live,
+    ):
         heard_at_s = time.monotonic()
         while seen.phase not in _ENDED:
             time.sleep(every_s)
             try:
-                seen = _status(stub)
+                seen = _status(stub, every_s)
             except grpc.RpcError as error:
                 if seen.adapter_version == seen.run.num_rounds:
                     return
@@ -67,8 +70,9 @@ def watch_status(
                 live.update(status_table(seen), refresh=True)
 
 
-def _status(stub: OperatorServiceStub) -> pb.GetStatusResponse:
-    found: pb.GetStatusResponse = stub.GetStatus(pb.GetStatusRequest(), timeout=_CALL_S)
+def _status(stub: OperatorServiceStub, again_in_s: float = 0.0) -> pb.GetStatusResponse:
+    request = pb.GetStatusRequest(again_in_s=again_in_s)
+    found: pb.GetStatusResponse = stub.GetStatus(request, timeout=_CALL_S)
     return found
 
 
