@@ -43,10 +43,10 @@ COVERED = {
     "kubectl create secret generic fed-cert --from-file certs/server/server": CHART,
     "kubectl create secret generic ada-cert --from-file certs/client/ada": CHART,
     "helm install demo deploy/helm/fedpdpo --values values.yaml": CHART,
-    "python3 -m venv /opt/fedpdpo && /opt/fedpdpo/bin/pip install 'fedpdpo[client]'": EXTRAS,
+    "python3 -m venv /opt/fedpdpo && /opt/fedpdpo/bin/pip install '.[client]'": EXTRAS,
     "cp deploy/systemd/*.service /etc/systemd/system/": UNITS,
     "systemctl enable --now fedpdpo-client@ada": UNITS,
-    "pip install 'fedpdpo[s3,postgres]'": EXTRAS,
+    "pip install '.[s3,postgres]'": EXTRAS,
     "export AWS_ACCESS_KEY_ID=... AWS_SECRET_ACCESS_KEY=...": ELSEWHERE,
     "export FEDPDPO_SERVER_DATABASE="
     "postgresql://fedpdpo:PASSWORD@db.example.org/fedpdpo": ELSEWHERE,

@@ -60,7 +60,9 @@ def postgresql(url: str) -> Engine:
     try:
         engine = _engine(found, connect_args=_CONNECTING)
     except ModuleNotFoundError:
-        raise BadSettings("--database needs psycopg: pip install 'fedpdpo[postgres]'") from None
+        raise BadSettings(
+            "--database needs psycopg; install this package with its extra [postgres]"
+        ) from None
     place = found.render_as_string(hide_password=True)
 
     @event.listens_for(engine, "connect")

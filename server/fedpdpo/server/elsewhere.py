@@ -29,7 +29,7 @@ class Elsewhere:
             self._files, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise BadSettings(
-                f"--state-dir {url} cannot be used: {error} (for s3://: pip install 'fedpdpo[s3]')"
+                f"--state-dir {url} cannot be used: {error} (s3:// needs this package's extra [s3])"
             ) from error
         self._root = PurePosixPath(root)
 

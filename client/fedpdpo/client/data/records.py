@@ -122,7 +122,9 @@ def _parquet(stream: BinaryIO, file: str) -> Iterator[Record | Flaw]:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        raise BadData(f"{file} needs pyarrow; install fedpdpo[client] or write .jsonl") from None
+        raise BadData(
+            f"{file} needs pyarrow; install this package with its extra [client], or write .jsonl"
+        ) from None
     num_rows = 0
     try:
         parquet = pq.ParquetFile(stream)

@@ -18,7 +18,9 @@ def serve(folder: Path, *, host: str, port: int, device: str, dtype: str) -> Non
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
     if not is_serve_available():
-        raise BadSettings("fedpdpo serve needs more libraries: pip install 'fedpdpo[client,serve]'")
+        raise BadSettings(
+            "fedpdpo serve needs more libraries; install this package with its extra [serve]"
+        )
     if not (folder / "config.json").exists():
         raise BadState(f"{folder} holds no model; write one with fedpdpo export --form model")
     if MODEL.is_in(folder):
