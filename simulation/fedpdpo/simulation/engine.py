@@ -4,10 +4,8 @@ import csv
 import hashlib
 import json
 import os
-import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,10 +13,11 @@ from typing import Any
 from rich.console import Console
 
 from fedpdpo.client.data.preferences import Preference
-from fedpdpo.common.errors import BadSettings, BadState, FedPDPOError
+from fedpdpo.common.errors import BadState, FedPDPOError
 from fedpdpo.common.files import whole_file, whole_folder
 from fedpdpo.common.log import start_logging
 from fedpdpo.server import Server
+from fedpdpo.simulation import cluster
 from fedpdpo.simulation.hosting import DATA, Host
 from fedpdpo.simulation.partition import Share, divided, read_keyed
 from fedpdpo.simulation.settings import PATIENT, SimulationSettings, Workers
@@ -27,12 +26,6 @@ Rows = list[dict[str, Any]]
 Clients = Mapping[str, Share]
 
 _LOOK_S = 0.5
-_CONNECT_S = 10.0
-
-#: Of Ray's shared memory, which carries the clients' pairs alone.
-_STORE_BYTES = 2**27
-
-_RESTARTS = 3
 
 
 def simulate(settings: SimulationSettings, console: Console) -> Rows:
@@ -53,15 +46,19 @@ def simulate(settings: SimulationSettings, console: Console) -> Rows:
     told = [{"client": name, "pairs": len(share.pairs), "key": share.key, "opposed": share.opposed}
             for name, share in clients.items()]  # fmt: skip
     _write_table(out / "clients.csv", told)
-    with _ray(settings.workers) as ray, _server(settings, ray, len(clients)) as server:
-        hosts = _shares(clients, _num_workers(settings.workers, ray, len(clients)))
+    with cluster.connected(settings.workers) as ray, _server(settings, ray, len(clients)) as server:
+        if ray.cluster_resources().get("GPU") and not settings.workers.gpus:
+            console.print("there are GPUs, which --workers.gpus 1 (or a fraction) would use")
+        num = cluster.num_workers(settings.workers, ray, len(clients))
+        hosts = cluster.shared_out({name: len(one.pairs) for name, one in clients.items()}, num)
         console.print(f"{len(clients)} clients in {len(hosts)} workers, "
                       f"{server.settings.rounds} rounds; {out}", soft_wrap=True)  # fmt: skip
-        host = ray.remote(_Host).options(**_resources(settings.workers))
-        address = server.address if _is_alone(ray) else f"{_own_address(ray)}:{server.port}"
+        host = ray.remote(_Host).options(**cluster.resources(settings.workers))
+        alone = cluster.is_alone(ray)
+        address = server.address if alone else f"{cluster.own_address(ray)}:{server.port}"
         given = settings.client.model_dump(exclude_unset=True)
         actors = [host.remote(settings.workers, given) for _ in hosts]
-        how = {"log_level": settings.log_level, "insecure": not _is_alone(ray)}
+        how = {"log_level": settings.log_level, "insecure": not alone}
         working = []
         for actor, names in zip(actors, hosts, strict=True):
             own = {name: clients[name].pairs for name in names}
@@ -127,86 +124,11 @@ def _bind(settings: SimulationSettings, clients: Clients) -> None:
         )
 
 
-@contextmanager
-def _ray(workers: Workers) -> Iterator[Any]:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-    except ModuleNotFoundError as error:
-        raise BadSettings(
-            "ray is missing; install this package with its extra [simulate]"
-        ) from error
-    how: dict[str, Any] = {"include_dashboard": False, "object_store_memory": _STORE_BYTES,
-                           "_node_ip_address": "127.0.0.1"}  # fmt: skip
-    try:
-        if workers.address is not None:
-            how = {"address": _reached(workers.address)}
-        ray.init(logging_level="ERROR", **how)
-    except (OSError, ValueError) as error:
-        raise BadSettings(f"no Ray cluster at {workers.address}: {error}") from error
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
-
-
-def _reached(address: str) -> str:
-    """The address, which Ray would try for minutes. Raises OSError where nobody listens there."""
-    host, _, port = address.rpartition(":")
-    if port.isdigit():
-        socket.create_connection((host.rpartition("/")[2], int(port)), timeout=_CONNECT_S).close()
-    return address
-
-
 def _server(settings: SimulationSettings, ray: Any, num_clients: int) -> Server:
-    reach = {} if _is_alone(ray) else {"host": "0.0.0.0", "insecure": True}  # noqa: S104
+    reach = {} if cluster.is_alone(ray) else {"host": "0.0.0.0", "insecure": True}  # noqa: S104
     given = settings.server.model_dump(exclude_unset=True)
     state = {"state_dir": settings.out / "server", "min_clients": num_clients}
     return Server(**(given | PATIENT | reach | state))
-
-
-def _is_alone(ray: Any) -> bool:
-    """Whether all of Ray is on this machine."""
-    places = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
-    return places <= {_own_address(ray), "127.0.0.1"}
-
-
-def _own_address(ray: Any) -> str:
-    return str(ray.util.get_node_ip_address())
-
-
-def _num_workers(workers: Workers, ray: Any, num_clients: int) -> int:
-    """As many as were asked for, or as fit. Raises BadSettings where none fits."""
-    has = ray.cluster_resources()
-    fit = int(has.get("CPU", 0) // workers.cpus)
-    if workers.gpus:
-        fit = min(fit, int(has.get("GPU", 0) / workers.gpus))
-    if workers.memory_gib:
-        fit = min(fit, int(has.get("memory", 0) // (workers.memory_gib * 2**30)))
-    if fit < max(1, workers.count):
-        raise BadSettings(
-            f"{max(1, workers.count)} workers do not fit: there are {has.get('CPU', 0):g} CPUs, "
-            f"{has.get('GPU', 0):g} GPUs and {has.get('memory', 0) / 2**30:.1f} GiB for them"
-        )
-    return min(workers.count or fit, num_clients)
-
-
-def _resources(workers: Workers) -> dict[str, Any]:
-    memory = int(workers.memory_gib * 2**30)
-    return {"num_cpus": workers.cpus, "num_gpus": workers.gpus, "memory": memory or None,
-            "max_restarts": _RESTARTS, "max_task_retries": _RESTARTS}  # fmt: skip
-
-
-def _shares(clients: Clients, num: int) -> list[list[str]]:
-    """Clients for each worker, about as many pairs each: the largest first, to who has least."""
-    shares: list[list[str]] = [[] for _ in range(num)]
-    pairs = [0] * num
-    for name in sorted(clients, key=lambda name: -len(clients[name].pairs)):
-        least = pairs.index(min(pairs))
-        shares[least].append(name)
-        pairs[least] += len(clients[name].pairs)
-    return shares
 
 
 def _follow(
@@ -222,7 +144,7 @@ def _follow(
             cause = error.cause if isinstance(error.cause, FedPDPOError) else error
             raise cause from None
         except ray.exceptions.RayActorError as error:
-            raise FedPDPOError(f"a worker died {_RESTARTS + 1} times: {error}") from error
+            raise FedPDPOError(f"a worker died {cluster.RESTARTS + 1} times: {error}") from error
         newest = server.status().adapter_version
         for version in range(shown + 1, newest + 1):
             rows = [row for row in server.accuracies()

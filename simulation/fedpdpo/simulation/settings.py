@@ -77,7 +77,9 @@ class Workers(Closed):
     )
     count: int = Field(0, ge=0, description="0: as many as the resources allow")
     cpus: int = Field(1, ge=1, description="CPU cores, and threads, of a worker")
-    gpus: float = Field(0.0, ge=0, description="GPUs of a worker; 0.25 lets four share one")
+    gpus: float = Field(
+        0.0, ge=0, description="GPUs of a worker; 0.25 lets four share one, 0 is a CPU"
+    )
     memory_gib: float = Field(0.0, ge=0, description="memory that Ray sets aside; 0: not asked for")
     live_clients: int = Field(
         16, ge=1, description="clients that a worker keeps in memory; the others wait on disk"
