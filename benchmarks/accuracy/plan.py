@@ -101,6 +101,16 @@ SWEEPS: dict[str, dict[str, dict[str, Any]]] = {
         for objective in ("combined", "separate")
         for beta in (0.1, 0.03)
     },
+    "objective and anchor": {
+        f"{objective}, {anchor:g}": {"objective": objective, "anchor": anchor}
+        for objective, anchor in (
+            ("combined", 0.0),
+            ("combined", 0.2),
+            ("separate", 0.0),
+            ("separate", 0.05),
+            ("separate", 0.2),
+        )
+    },
     "adapter width, separate, beta 0.03": {
         f"{width}": {"objective": "separate", "beta": 0.03, "bottleneck": width}
         for width in (64, 0)
