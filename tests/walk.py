@@ -23,6 +23,10 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+#: A suite that was started in the background ignores Ctrl-C, and so would what it starts.
+ENDED_BY_INTERRUPTS = ("env", "--default-signal=INT")
+
+
 @dataclass
 class Started:
     """A command that runs beside the others, with its output in a file."""
@@ -162,7 +166,7 @@ class Walk:
         self.run.append(text)
         with log.open("wb") as output:
             process = subprocess.Popen(
-                ["bash", "-c", f"exec {text}"], cwd=self.folder, env=self.environment,
+                [*ENDED_BY_INTERRUPTS, "bash", "-c", f"exec {text}"], cwd=self.folder, env=self.environment,
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
             )  # fmt: skip
         return Started(text, log, process)

@@ -43,7 +43,7 @@ class Bench:
     def __init__(self, *, model: str, data: Path, cache: Path, device: str = "cpu") -> None:
         torch.set_num_threads(1)
         self._device = torch.device(device)
-        self._dtype = DTYPE if device == "cpu" else "bfloat16"
+        self.dtype = DTYPE if device == "cpu" else "bfloat16"
         self._model = model
         self._data = data
         self._cache = cache
@@ -61,7 +61,7 @@ class Bench:
         measured = self._trained(cell, places)
         return {
             "cell": cell.told(),
-            "dtype": self._dtype,
+            "dtype": self.dtype,
             "device": self._device.type,
             "clients": measured,
             "prepare_s": round(prepared - begun, 1),
@@ -71,7 +71,7 @@ class Bench:
     def policy(self, wanted: Configured) -> tuple[Policy, Backbone]:
         """The backbone with LoRA in it, loaded anew only for another LoRA."""
         if self._lora != wanted.lora or self._loaded is None:
-            dtype = getattr(torch, self._dtype)
+            dtype = getattr(torch, self.dtype)
             backbone = load_backbone(self._model, device=self._device, dtype=dtype)
             run = Run(run_id="0" * 32, model=self._model, lora=wanted.lora, method=wanted.method,
                       num_rounds=1, seed=0)  # fmt: skip

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench import DTYPE, WATCHED, Bench
+from bench import WATCHED, Bench
 from cell import Cell
 from federation import Federation, Member
 from fedpdpo.client.state import ClientState
@@ -37,7 +37,12 @@ def same_bits(bench: Bench, cell: Cell, *, model: Path, data: Path) -> dict[str,
         for file, some in zip(files, (pairs["train"], pairs["tune"][:WATCHED]), strict=True):
             _write(file, some)
         members.append(Member(name, files[0], files[1]))
-    with _environment(cell.configured, seed=cell.seed, max_tokens=setting.max_tokens):
+    told = {
+        "FEDPDPO_SERVER_SEED": str(cell.seed),
+        "FEDPDPO_CLIENT_DTYPE": bench.dtype,
+        "FEDPDPO_CLIENT_MAX_TOKENS": str(setting.max_tokens),
+    }
+    with _environment(cell.configured, told):
         Federation(out, model=str(model), members=members, rounds=cell.rounds, threads=1).run()
     found = _digests(
         out / "server" / "adapters", {one.name: out / one.name for one in members}, cell
@@ -67,15 +72,13 @@ def _write(path: Path, pairs: list[Pair]) -> None:
 
 
 @contextmanager
-def _environment(wanted: Configured, *, seed: int, max_tokens: int) -> Iterator[None]:
+def _environment(wanted: Configured, more: dict[str, str]) -> Iterator[None]:
     """The settings as the commands read them from the environment."""
     method = wanted.method.model_dump(mode="json")
     told = {
         **{f"FEDPDPO_SERVER_METHOD__{key.upper()}": str(value) for key, value in method.items()},
         **{f"FEDPDPO_SERVER_{key.upper()}": str(value) for key, value in wanted.server.items()},
-        "FEDPDPO_SERVER_SEED": str(seed),
-        "FEDPDPO_CLIENT_DTYPE": DTYPE,
-        "FEDPDPO_CLIENT_MAX_TOKENS": str(max_tokens),
+        **more,
     }
     before = dict(os.environ)
     os.environ |= told
