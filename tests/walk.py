@@ -166,8 +166,9 @@ class Walk:
         self.run.append(text)
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [*ENDED_BY_INTERRUPTS, "bash", "-c", f"exec {text}"], cwd=self.folder, env=self.environment,
-                stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+                [*ENDED_BY_INTERRUPTS, "bash", "-c", f"exec {text}"], cwd=self.folder,
+                env=self.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                start_new_session=True,
             )  # fmt: skip
         return Started(text, log, process)
 
