@@ -96,6 +96,13 @@ def test_by_field_a_client_is_named_after_its_value_and_the_rarest_are_left_out(
         divided(pairs, how, num_clients=4, seed=0)
 
 
+def test_a_made_up_name_is_not_one_that_a_value_has() -> None:
+    pairs = pool(90, ("not a name", "client-001", "client-001_"))
+    shares = divided(pairs, Partition(by="field", field="who"), num_clients=0, seed=0)
+    assert {share.key for share in shares.values()} == {one.key for one in pairs}
+    assert sum(len(share.pairs) for share in shares.values()) == 90
+
+
 def test_too_few_pairs_are_refused() -> None:
     with pytest.raises(BadData, match="30 pairs do not give 8 clients 4 each"):
         divided(pool(30), Partition(), num_clients=8, seed=0)

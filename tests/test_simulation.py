@@ -164,6 +164,11 @@ def test_a_folder_of_other_settings_or_of_something_else_is_refused(
     found = done("fedpdpo", *asked(scene, tmp_path))
     assert found.returncode == 1
     assert "no simulation's; choose another --out" in found.stderr
+    (tmp_path / "simulation.json").write_text('{"partition": {"by"', encoding="utf-8")
+    found = done("fedpdpo", *asked(scene, tmp_path))
+    assert found.returncode == 1
+    assert "holds a simulation of other data or settings" in found.stderr
+    assert "Traceback" not in found.stderr
 
 
 @pytest.mark.parametrize(

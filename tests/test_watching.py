@@ -90,3 +90,12 @@ def test_an_onlooker_who_does_not_come_back_is_not_waited_for() -> None:
     assert onlookers.awaited
     onlookers.looked("cid", again_in_s=2.0, ended=True)
     assert not onlookers.awaited
+
+
+def test_onlookers_on_ever_new_connections_are_forgotten_while_the_run_goes_on() -> None:
+    now = [0.0]
+    onlookers = Onlookers(lambda: now[0])
+    for number in range(1000):
+        onlookers.looked(f"ipv4:127.0.0.1:{number}", again_in_s=2.0, ended=False)
+        now[0] += 1.0
+    assert len(onlookers) < 10

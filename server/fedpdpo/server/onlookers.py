@@ -18,6 +18,7 @@ class Onlookers:
 
     def looked(self, peer: str, *, again_in_s: float, ended: bool) -> None:
         """Note a look, and in how many seconds the next one comes; 0 means none does."""
+        self._forget_late()
         if again_in_s > 0 and not ended:
             self._until[peer] = self._ticks() + min(again_in_s, MOST_S) + _SLACK_S
         else:
@@ -26,6 +27,12 @@ class Onlookers:
     @property
     def awaited(self) -> bool:
         """Whether somebody comes back who has not seen the end."""
+        self._forget_late()
+        return bool(self._until)
+
+    def __len__(self) -> int:
+        return len(self._until)
+
+    def _forget_late(self) -> None:
         now = self._ticks()
         self._until = {peer: until for peer, until in self._until.items() if until > now}
-        return bool(self._until)

@@ -117,11 +117,19 @@ def _bind(settings: SimulationSettings, clients: Clients) -> None:
             (folder / note.name).write_text(json.dumps(told, indent=2), encoding="utf-8")
     elif not note.exists():
         raise BadState(f"{settings.out} is there and no simulation's; choose another --out")
-    elif json.loads(note.read_text(encoding="utf-8")) != told:
+    elif _read(note) != told:
         raise BadState(
             f"{settings.out} holds a simulation of other data or settings (simulation.json); "
             "choose another --out"
         )
+
+
+def _read(note: Path) -> object:
+    """A note's content; None where it is damaged, which is no simulation's."""
+    try:
+        return json.loads(note.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def _server(settings: SimulationSettings, ray: Any, num_clients: int) -> Server:
@@ -145,6 +153,7 @@ def _follow(
             raise cause from None
         except ray.exceptions.RayActorError as error:
             raise FedPDPOError(f"a worker died {cluster.RESTARTS + 1} times: {error}") from error
+        server.wait(0.0)
         newest = server.status().adapter_version
         for version in range(shown + 1, newest + 1):
             rows = [row for row in server.accuracies()

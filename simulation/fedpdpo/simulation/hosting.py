@@ -4,6 +4,7 @@ What a client is lies in its folder. So few of them need be in memory; the other
 when the server has something for them, as a client is that was started again.
 """
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -57,7 +58,7 @@ class Host:
             links = {}
             for name, settings in clients.items():
                 self._opened(settings)
-                links[name] = Link(server, name, connect_timeout_s=settings.connect_timeout_s,
+                links[name] = Link(server, name, connect_timeout_s=math.inf,
                                    stall_s=settings.stall_timeout_s, access=settings)  # fmt: skip
                 closing.callback(links[name].close)
                 links[name].get_run()

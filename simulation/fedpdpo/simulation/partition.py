@@ -91,6 +91,8 @@ def divided(
         own = [one.preference for one in part]
         key = part[0].key if how.by in ("field", "files") else ""
         name = key if is_client_id(key) else f"client-{place + 1:0{digits}}"
+        while name != key and name in by_key:
+            name += "_"
         if place in opposed:
             own = [replace(pair, chosen=pair.rejected, rejected=pair.chosen) for pair in own]
         shares[name] = Share(own, key, place in opposed)
