@@ -53,7 +53,13 @@ class InOrder(DPOTrainer):  # type: ignore[misc]
 def plain_dpo(**method: Any) -> Run:
     """A run whose clients keep nothing to themselves."""
     return tiny_run(
-        alpha=0.0, head="frozen", bottleneck=0, reward_head=False, batch_pairs=BATCH, **method
+        alpha=0.0,
+        anchor=0.0,
+        head="frozen",
+        bottleneck=0,
+        reward_head=False,
+        batch_pairs=BATCH,
+        **method,
     )
 
 

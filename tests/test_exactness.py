@@ -137,7 +137,7 @@ CASES = [
     Case(),
     Case(tokens_per_step=ALONE, method={"head": "lowrank"}),
     Case(last_layers=0, path="mask", tokens_per_step=SOME, method={"head": "frozen"}),
-    Case(path="mask", method={"objective": "separate"}),
+    Case(path="mask", method={"objective": "combined"}),
     Case(last_layers=0, path="plain", tokens_per_step=SOME, method={"head": "lowrank"}),
     Case("qwen2", tokens_per_step=SOME, method={"head": "lowrank"}),
     Case("qwen2", last_layers=0, tokens_per_step=ALONE, method={"bottleneck": 0}),

@@ -267,7 +267,7 @@ def test_every_part_moves_by_its_rate_times_the_factor(model: Path, tmp_path: Pa
 def test_lighter_moments_of_the_head_learn_as_well(
     model: Path, tmp_path: Path, moments: Moments
 ) -> None:
-    trained = Trained(model, tmp_path, num=64, local_epochs=3, head_moments=moments)
+    trained = Trained(model, tmp_path, num=64, local_epochs=3, anchor=0.0, head_moments=moments)
     before = trained.private["head.weight"]
     trained.round(1)
     assert not torch.equal(trained.private["head.weight"], before)
@@ -291,7 +291,7 @@ def test_moments_of_another_kind_are_left_aside(model: Path, tmp_path: Path) -> 
     "method",
     [
         {},
-        {"objective": "separate"},
+        {"objective": "combined"},
         {"schedule": "private_then_shared"},
         {"head": "lowrank", "head_rank": 4},
         {"head": "frozen"},
@@ -302,7 +302,7 @@ def test_moments_of_another_kind_are_left_aside(model: Path, tmp_path: Path) -> 
 def test_what_is_learnt_holds_on_pairs_not_seen(
     model: Path, tmp_path: Path, method: dict[str, Any]
 ) -> None:
-    trained = Trained(model, tmp_path, num=64, local_epochs=3, **method)
+    trained = Trained(model, tmp_path, num=64, local_epochs=3, anchor=0.0, **method)
     trained.round(1)
     assert trained.round(2).report().loss < 0.3
     held_out = tiny_pairs(seed=5, num=40)
@@ -317,7 +317,7 @@ def test_an_anchor_keeps_the_chosen_answers_likely(model: Path, tmp_path: Path) 
         with torch.no_grad():
             return trained.policy.scores(packed, trained.policy.hidden(packed)).chosen_logps
 
-    loose = Trained(model, tmp_path, local_epochs=5)
+    loose = Trained(model, tmp_path, local_epochs=5, anchor=0.0)
     before = chosen_logps(loose)
     loose.round(1)
     held = Trained(model, tmp_path, local_epochs=5, anchor=10.0)
@@ -334,7 +334,11 @@ def test_an_anchor_is_the_mean_loss_of_the_chosen_answers_tokens(
     with torch.no_grad():
         logps = loose.policy.scores(packed, loose.policy.hidden(packed)).chosen_logps
     lengths = torch.tensor([len(pair.chosen) for pair in pairs])
-    expected = loose.round(1).report().loss - 0.5 * float((logps / lengths).mean())
+    added = -0.5 * float((logps / lengths).mean())
+    held_out = tiny_pairset(loose.policy, pairs, tmp_path, key="held out")
+    measured = [evaluate(loose.policy, held_out, one.method)[1].loss for one in (loose, held)]
+    assert measured[1] == pytest.approx(measured[0] + added, rel=1e-4)
+    expected = loose.round(1).report().loss + added
     assert held.round(1).report().loss == pytest.approx(expected, rel=1e-4)
 
 

@@ -81,6 +81,8 @@ def policy_for(job: Job) -> tuple[Policy, Run]:
     method = MethodSettings(
         beta=job.beta,
         alpha=1.0 if job.private else 0.0,
+        objective="combined",
+        anchor=0.0,
         head=job.head,
         head_rank=HEAD_RANK,
         bottleneck=BOTTLENECK if job.private else 0,

@@ -171,6 +171,6 @@ class Worker:
         if personal.chosen_shift < WORRYING_SHIFT:
             log.warning(fields("language_fades", adapter=version,
                                chosen_shift=f"{personal.chosen_shift:.2f} nats/token",
-                               hint="lower learning rates or set --method.anchor 0.2 on the server",
+                               hint="set lower rates or a higher --method.anchor on the server",
                                ))  # fmt: skip
         self._link.report(version, num_pairs=len(pairs), views=views)

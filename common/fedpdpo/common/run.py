@@ -51,8 +51,8 @@ class MethodSettings(Closed):
     beta: float = Field(0.1, gt=0, description="strength of the implicit reward")
     alpha: float = Field(1.0, ge=0, description="weight of the explicit reward")
     objective: Literal["combined", "separate"] = Field(
-        "combined",
-        description="Bradley-Terry on the summed rewards, or DPO and reward losses, summed",
+        "separate",
+        description="DPO and reward losses, summed; or combined: one on the sum of the rewards",
     )
     schedule: Literal["joint", "private_then_shared"] = Field(
         "joint", description="train all at once, or the private parts first and then LoRA"
@@ -85,10 +85,15 @@ class MethodSettings(Closed):
         "restart", description="AdamW's moments of LoRA: new in each round, or kept from the last"
     )
     anchor: float = Field(
-        0.0,
+        0.1,
         ge=0,
         description="weight of the chosen answers' likelihood, which keeps the model's language",
     )
+
+    @property
+    def reward_weight(self) -> float:
+        """The weight of the explicit reward: alpha, or 0 without a reward head."""
+        return self.alpha if self.reward_head else 0.0
 
     @model_validator(mode="after")
     def _has_what_it_schedules(self) -> "MethodSettings":

@@ -55,6 +55,14 @@ def pair_losses(
     return -F.logsigmoid(implicit) - alpha * F.logsigmoid(explicit)
 
 
+def anchor_losses(chosen_logps: Tensor, num_tokens: Tensor, *, anchor: float) -> Tensor:
+    """What the anchor adds to each pair's loss [7]: its weight times the mean loss of a token.
+
+    `num_tokens` are those of the chosen answers. Shapes: (P,), (P,) -> (P,), in nats.
+    """
+    return -anchor * chosen_logps / num_tokens
+
+
 def accuracy(margins: Tensor) -> float:
     """The share of pairs ranked right [9]; a tie counts as half. Shape: (P,)."""
     return float(((margins > 0).double() + 0.5 * (margins == 0).double()).mean())

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fedpdpo.client.model.objective import (
     accuracy,
+    anchor_losses,
     combined_margin,
     explicit_margin,
     implicit_margin,
@@ -47,8 +48,7 @@ def margins(
 ) -> list[Margins]:
     """Margins by the policy with its present LoRA, for each view: personalised or global."""
     found = {view: torch.zeros(3, len(pairs), dtype=torch.float64) for view in personalized}
-    reference_margins = pairs.reference_margins
-    num_tokens = torch.tensor([len(pair.chosen) for pair in pairs.pairs], dtype=torch.float64)
+    reference_margins, num_tokens = pairs.reference_margins, pairs.num_chosen_tokens
     with torch.no_grad():
         for batch, entering in pairs.packs(range(len(pairs)), device=policy.device):
             h = policy.hidden(batch, entering)
@@ -78,15 +78,18 @@ def evaluate(
     """
     views = (False, True) if policy.is_personal else (False,)
     found = margins(policy, pairs, method, personalized=views, advance=advance)
-    measured = [_metrics(one, method) for one in found]
+    measured = [_metrics(one, pairs, method) for one in found]
     return measured[0], measured[-1]
 
 
-def _metrics(found: Margins, method: MethodSettings) -> Metrics:
+def _metrics(found: Margins, pairs: PairSet, method: MethodSettings) -> Metrics:
     combined = found.combined(method)
     losses = pair_losses(
-        found.implicit, found.explicit, alpha=method.alpha, objective=method.objective
+        found.implicit, found.explicit, alpha=method.reward_weight, objective=method.objective
     )
+    num_tokens = pairs.num_chosen_tokens
+    chosen_logps = found.chosen_shift * num_tokens + pairs.reference_logps[:, 0]
+    losses = losses + anchor_losses(chosen_logps, num_tokens, anchor=method.anchor)
     return Metrics(
         implicit_accuracy=accuracy(found.implicit),
         explicit_accuracy=accuracy(found.explicit),

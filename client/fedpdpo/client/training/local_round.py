@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from fedpdpo.client.model.objective import (
+    anchor_losses,
     combined_margin,
     explicit_margin,
     implicit_margin,
@@ -118,9 +119,13 @@ def _step(
         reference = pairs.reference_margins[list(batch.indices)].to(policy.device)
         implicit = implicit_margin(scores, reference, beta=method.beta)
         explicit = explicit_margin(scores)
-        losses = pair_losses(implicit, explicit, alpha=method.alpha, objective=method.objective)
+        losses = pair_losses(
+            implicit, explicit, alpha=method.reward_weight, objective=method.objective
+        )
         if method.anchor:
-            losses = losses - method.anchor * scores.chosen_logps / batch.num_chosen_tokens
+            losses = losses + anchor_losses(
+                scores.chosen_logps, batch.num_chosen_tokens, anchor=method.anchor
+            )
         (losses.sum() / len(step.pairs)).backward()  # type: ignore[no-untyped-call]
         combined = combined_margin(implicit, explicit, alpha=method.alpha).detach()
         loss += float(losses.detach().sum())

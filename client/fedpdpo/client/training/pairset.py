@@ -46,6 +46,11 @@ class PairSet:
         """Log pi_ref(chosen) - log pi_ref(rejected) in nats: (P,), float32, on the CPU."""
         return (self.reference_logps[:, 0] - self.reference_logps[:, 1]).float()
 
+    @property
+    def num_chosen_tokens(self) -> Tensor:
+        """Tokens of each chosen answer: (P,), float64, on the CPU."""
+        return torch.tensor([len(pair.chosen) for pair in self.pairs], dtype=torch.float64)
+
     def packs(
         self, indices: Sequence[int], *, device: torch.device
     ) -> Iterator[tuple[Pack, Tensor | None]]:
