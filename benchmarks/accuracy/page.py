@@ -137,10 +137,15 @@ def sweeps(found: dict[str, Any]) -> str:
     """Each question with its answers' accuracies on tune."""
     parts = []
     for question, answers in sweep_points(found).items():
-        rows = [[name, percent(point.mean), *map(percent, point.by_setting.values())]
-                for name, point in answers.items()]  # fmt: skip
+        rows = [
+            [name, percent(point.mean), *map(percent, point.by_setting.values()),
+             percent(point.implicit),
+             "" if point.chosen_shift is None else f"{point.chosen_shift:+.2f}"]
+            for name, point in answers.items()
+        ]  # fmt: skip
         first = next(iter(answers.values()))
-        head = [question, "mean, %", *(SETTINGS[one].title for one in first.by_setting)]
+        head = [question, "mean, %", *(SETTINGS[one].title for one in first.by_setting),
+                "implicit alone", "chosen, nats/token"]  # fmt: skip
         parts += [
             f"**{question[0].upper()}{question[1:]}.** {SAID[question]}",
             markdown(head, rows),

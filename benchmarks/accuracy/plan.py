@@ -76,7 +76,7 @@ class Opened:
 SWEPT_FROM: dict[str, Any] = {
     "objective": "combined", "alpha": 1.0, "beta": 0.1, "schedule": "joint", "head": "lowrank",
     "bottleneck": 64, "lora_moments": "restart", "lora_lr": 2e-4, "head_lr": 2.5e-5,
-    "bottleneck_lr": 5e-4, "reward_lr": 5e-3, "batch_pairs": 8,
+    "bottleneck_lr": 5e-4, "reward_lr": 5e-3, "batch_pairs": 8, "anchor": 0.0,
 }  # fmt: skip
 
 #: A question, and the changes that answer it; the first of each is no change.
@@ -105,9 +105,11 @@ SWEEPS: dict[str, dict[str, dict[str, Any]]] = {
         f"{objective}, {anchor:g}": {"objective": objective, "anchor": anchor}
         for objective, anchor in (
             ("combined", 0.0),
+            ("combined", 0.05),
             ("combined", 0.2),
             ("separate", 0.0),
             ("separate", 0.05),
+            ("separate", 0.1),
             ("separate", 0.2),
         )
     },
@@ -122,8 +124,9 @@ SWEEPS: dict[str, dict[str, dict[str, Any]]] = {
     "moments of LoRA": {one: {"lora_moments": one} for one in ("restart", "keep")},
 }
 
-#: Where they are tried: settings, and seeds of each.
+#: Where they are tried: settings, and seeds of each; those named here in more.
 SWEPT_IN = {"film-10": (0, 1), "cross-3": (0,)}
+SWEPT_WIDER = {"objective and anchor": SWEPT_IN | {"film-3": (0,), "conflict-4": (0,)}}
 
 #: How accuracy grows: the settings or rounds along each axis, and the methods compared.
 GROWTH_METHODS = ("fedavg", "less-sharing", "fedpdpo")
@@ -139,9 +142,14 @@ def sweep_cells(questions: Collection[str] = ()) -> Iterator[Cell]:
     """Each answer to each of these questions, or to all of them, on tune."""
     for question in questions or SWEEPS:
         for changed in SWEEPS[question].values():
-            for setting, seeds in SWEPT_IN.items():
+            for setting, seeds in swept_in(question).items():
                 for seed in seeds:
                     yield sweep_cell(setting, seed, changed)
+
+
+def swept_in(question: str) -> dict[str, tuple[int, ...]]:
+    """The settings in which a question's answers are tried, and the seeds of each."""
+    return SWEPT_WIDER.get(question, SWEPT_IN)
 
 
 def sweep_cell(setting: str, seed: int, changed: dict[str, Any]) -> Cell:

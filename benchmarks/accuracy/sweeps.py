@@ -11,25 +11,28 @@ from plan import (
     GROWTH_METHODS,
     ROWS,
     SWEEPS,
-    SWEPT_IN,
     chosen_rate,
     mean_accuracy,
     sweep_cell,
+    swept_in,
 )
 from report import BenchmarkError
 
-#: Accuracies by setting, one a seed.
-Shares = dict[str, list[float]]
+#: An answer's results by setting, one a seed.
+Results = dict[str, list[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
 class Point:
-    """An answer's combined accuracy after aggregation, by setting.
+    """An answer's accuracies after aggregation: the combined one by setting, the implicit one.
 
-    error: the standard error, over seeds, of its difference from the question's first answer.
+    chosen_shift: nats a token; None where it was not measured yet. error: the standard error, over
+    seeds, of the combined one's difference from the question's first answer.
     """
 
     by_setting: dict[str, float]
+    implicit: float
+    chosen_shift: float | None
     error: float
 
     @property
@@ -39,35 +42,56 @@ class Point:
 
 
 def sweep_points(found: dict[str, Any]) -> dict[str, dict[str, Point]]:
-    """Each question's answers that were run in all settings, where there are two or more."""
+    """Each question's answers that were run in all its settings, where there are two or more."""
     points: dict[str, dict[str, Point]] = {}
     for question, answers in SWEEPS.items():
-        told = {name: _shares(found, changed) for name, changed in answers.items()}
-        whole = {name: shares for name, shares in told.items() if shares}
+        told = {name: _results(found, question, changed) for name, changed in answers.items()}
+        whole = {name: results for name, results in told.items() if results}
         if len(whole) > 1:
             first = next(iter(whole.values()))
-            points[question] = {name: _point(shares, first) for name, shares in whole.items()}
+            points[question] = {name: _point(results, first) for name, results in whole.items()}
     return points
 
 
-def _shares(found: dict[str, Any], changed: dict[str, Any]) -> Shares:
-    """An answer's accuracies by setting and seed; none where one was not run."""
-    shares: Shares = {}
-    for setting, seeds in SWEPT_IN.items():
-        keys = [sweep_cell(setting, seed, changed).key for seed in seeds]
-        if any(key not in found for key in keys):
-            return {}
-        shares[setting] = [mean_accuracy(found[key], "after") for key in keys]
-    return shares
+def _results(found: dict[str, Any], question: str, changed: dict[str, Any]) -> Results:
+    """An answer's results by setting and seed; none where one was not run."""
+    keys = {
+        setting: [sweep_cell(setting, seed, changed).key for seed in seeds]
+        for setting, seeds in swept_in(question).items()
+    }
+    if any(key not in found for some in keys.values() for key in some):
+        return {}
+    return {setting: [found[key] for key in some] for setting, some in keys.items()}
 
 
-def _point(shares: Shares, first: Shares) -> Point:
+def _point(results: Results, first: Results) -> Point:
+    combined = {setting: _shares(some) for setting, some in results.items()}
     errors = [
-        standard_error([one - other for one, other in zip(some, first[setting], strict=True)])
-        for setting, some in shares.items()
+        standard_error(
+            [one - other for one, other in zip(some, _shares(first[setting]), strict=True)]
+        )
+        for setting, some in combined.items()
     ]
-    by_setting = {setting: fmean(some) for setting, some in shares.items()}
-    return Point(by_setting, sum(error**2 for error in errors) ** 0.5 / len(errors))
+    return Point(
+        {setting: fmean(some) for setting, some in combined.items()},
+        fmean(fmean(_shares(some, "implicit")) for some in results.values()),
+        _chosen_shift(results),
+        sum(error**2 for error in errors) ** 0.5 / len(errors),
+    )
+
+
+def _shares(results: list[dict[str, Any]], kind: str = "combined") -> list[float]:
+    return [mean_accuracy(one, "after", kind) for one in results]
+
+
+def _chosen_shift(results: Results) -> float | None:
+    """The mean over settings; None where a result is from before it was measured."""
+    clients = [
+        client for some in results.values() for one in some for client in one["clients"].values()
+    ]
+    if any("chosen_shift" not in client["after"] for client in clients):
+        return None
+    return fmean(fmean(_shares(some, "chosen_shift")) for some in results.values())
 
 
 def growth_points(found: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
