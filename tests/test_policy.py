@@ -280,6 +280,28 @@ def test_sliced_log_probabilities_have_the_gradients_of_the_whole(
     torch.testing.assert_close(gradients, torch.autograd.grad((whole * weights).sum(), trained))
 
 
+@pytest.mark.parametrize("kind", ["lowrank", "frozen"])
+def test_a_head_in_bfloat16_is_a_rounding_away_from_the_same_in_float32(
+    kind: Literal["lowrank", "frozen"],
+) -> None:
+    weight = torch.randn(300, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    low, high = (PrivateHead(one, kind, 3, torch.Generator().manual_seed(1))
+                 for one in (weight, weight.float()))  # fmt: skip
+    for head in (low, high):
+        if head.b is not None:
+            torch.nn.init.normal_(head.b, generator=torch.Generator().manual_seed(2))
+    batch = pack(tiny_pairs(), range(12), device=CPU)
+    z = torch.randn(len(batch.states), 8, requires_grad=True)
+    numbers = []
+    for head in (low, high):
+        found = response_logps(z, head, batch)
+        trained = [z, *(p for p in head.parameters() if p.requires_grad)]
+        numbers.append([found.detach(), *torch.autograd.grad(found.sum(), trained)])
+    for rounded, exact in zip(*numbers, strict=True):
+        assert 0 < (rounded - exact).norm() / exact.norm() < 0.01
+        assert rounded.dtype == torch.float32
+
+
 def test_a_bfloat16_backbone_has_the_same_fingerprint_and_trains_float32_parts(
     model: Path, tmp_path: Path
 ) -> None:
@@ -296,3 +318,18 @@ def test_a_bfloat16_backbone_has_the_same_fingerprint_and_trains_float32_parts(
     assert personal.combined_accuracy > 0.9
     assert {parameter.dtype for parameter in policy.private.parameters()} == {torch.float32}
     assert {matrix.dtype for matrix in policy.lora()} == {torch.float32}
+
+
+@pytest.mark.parametrize("kind", ["lowrank", "full", "frozen"])
+def test_a_bfloat16_backbones_head_is_not_copied_unless_it_is_trained_whole(
+    model: Path, kind: str
+) -> None:
+    backbone = tiny_backbone(model, dtype=torch.bfloat16)
+    policy = Policy(backbone, tiny_run(head=kind), private_seed=1)
+    own = backbone.model.get_output_embeddings().weight
+    for head in (policy.private.head, policy.pretrained):
+        assert (head.weight.data_ptr() == own.data_ptr()) == (kind != "full")
+    packed = pack(tiny_pairs(), range(12), device=CPU)
+    h = policy.hidden(packed)
+    personal, reference = (policy.scores(packed, h, personalized=one) for one in (True, False))
+    assert torch.equal(personal.chosen_logps, reference.chosen_logps)

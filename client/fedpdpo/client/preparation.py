@@ -94,7 +94,8 @@ def prepare_all(
 ) -> dict[str, PairSet]:
     """Run the frozen layers and the reference over what they do not know yet, part by part."""
     reference = ReferenceCache(
-        settings.state_dir / "reference.safetensors", key=_model_key(policy, backbone, settings)
+        settings.state_dir / "reference.safetensors",
+        key=f"{_model_key(policy, backbone, settings)} head {policy.pretrained.weight.dtype}",
     )
     at_once = tokens_per_step(settings, policy)
     budget_bytes = int(settings.trunk_cache_gib * 2**30)

@@ -38,7 +38,8 @@ class _TokenLogps(torch.autograd.Function):
     The softmax is accumulated slice by slice, and with it its product with W: that is the gradient
     by z up to factors known only in the backward pass, so a frozen head needs no second pass. The
     gradient of a trained head takes the shares themselves, as they were kept of each slice by the
-    peak of that moment, or computed again.
+    peak of that moment, or computed again. A head in bfloat16 takes states and shares in bfloat16;
+    what is summed over the vocabulary and over slices is float32.
     """
 
     @staticmethod
@@ -68,14 +69,15 @@ class _TokenLogps(torch.autograd.Function):
             shares = logits.sub_(higher).exp_()
             total.mul_(shrink).add_(shares.sum(-1, keepdim=True))
             if needs_mean:
-                mean.mul_(shrink).addmm_(shares, weight[part])
+                _add_product(mean.mul_(shrink), shares, weight[part])
                 if b is not None and mean_low is not None:
                     mean_low.mul_(shrink).addmm_(shares, b[part])
             peak = higher
             if keeps:
                 kept += shares, higher
         normaliser = (peak + total.log())[:, 0]
-        of_target = (z[state_of] * weight[targets]).sum(-1)
+        rounded = z.to(weight.dtype).to(z.dtype)
+        of_target = (rounded[state_of] * weight[targets]).sum(-1)
         if low is not None and b is not None:
             of_target += (low[state_of] * b[targets]).sum(-1)
         mean.div_(total)
@@ -123,8 +125,17 @@ def _slices(z: Tensor, weight: Tensor) -> list[slice]:
 
 
 def _logits(z: Tensor, weight: Tensor, low: Tensor | None, b: Tensor | None, part: slice) -> Tensor:
-    logits = z @ weight[part].T
+    """A slice of the logits in z's precision, (U, width), whatever the weight's is."""
+    logits = (z.to(weight.dtype) @ weight[part].T).to(z.dtype)
     return logits if low is None or b is None else logits.addmm_(low, b[part].T)
+
+
+def _add_product(total: Tensor, shares: Tensor, weight: Tensor) -> None:
+    """Add shares times weight to a total, whichever precision the weight is in."""
+    if weight.dtype == total.dtype:
+        total.addmm_(shares, weight)
+    else:
+        total.add_(shares.to(weight.dtype) @ weight)
 
 
 _token_logps: Callable[..., Tensor] = _TokenLogps.apply

@@ -1,7 +1,7 @@
 """The private parts of a client: bottleneck adapter, LLM head, explicit reward head.
 
 Shapes: U states, S responses, H hidden size, V vocabulary, M bottleneck width, R head rank. Numbers
-in brackets are the equations of docs/method.md. All parameters are float32.
+in brackets are the equations of docs/method.md. All parameters that train are float32.
 """
 
 from typing import Literal
@@ -30,7 +30,10 @@ class Bottleneck(nn.Module):
 
 
 class PrivateHead(nn.Module):
-    """The LLM head W [3]: trained whole, by a low-rank addition, or not at all."""
+    """The LLM head W [3]: trained whole, by a low-rank addition, or not at all.
+
+    Where it is not trained whole the pretrained weight stays as it is given, in its precision.
+    """
 
     def __init__(
         self,
@@ -40,9 +43,9 @@ class PrivateHead(nn.Module):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        weight = pretrained.detach().float()
+        weight = pretrained.detach()
         if kind == "full":
-            weight = weight.clone()
+            weight = weight.float().clone()
         self.weight = nn.Parameter(weight, requires_grad=kind == "full")
         vocabulary, hidden = weight.shape
         self.a: nn.Parameter | None = None
@@ -54,8 +57,8 @@ class PrivateHead(nn.Module):
             self.b = nn.Parameter(torch.zeros(vocabulary, rank))
 
     def forward(self, z: Tensor) -> Tensor:
-        """Logits. Shapes: (..., H) -> (..., V)."""
-        logits = F.linear(z, self.weight)
+        """Logits in z's precision. Shapes: (..., H) -> (..., V)."""
+        logits = F.linear(z.to(self.weight.dtype), self.weight).to(z.dtype)
         if self.a is not None and self.b is not None:
             logits = logits + F.linear(F.linear(z, self.a), self.b)
         return logits
