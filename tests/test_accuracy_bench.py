@@ -152,12 +152,14 @@ def marked(**clients: str) -> dict[str, Any]:
 
 
 def test_the_bootstrap_gives_the_mean_difference_and_an_interval_around_it() -> None:
-    ours = [marked(ada="1111h" * 20, bea="10" * 50)]
-    theirs = [marked(ada="1010h" * 20, bea="10" * 50)]
+    ours = {0: marked(ada="1111h" * 20, bea="10" * 50)}
+    theirs = {0: marked(ada="1010h" * 20, bea="10" * 50), 1: marked(ada="0", bea="0")}
     mean, low, high = paired_bootstrap(ours, theirs, stages=("local", "local"))
     assert mean == pytest.approx(0.2)
     assert 0.1 < low < 0.2 < high < 0.3
     assert paired_bootstrap(ours, ours, stages=("local", "local")) == (0, 0, 0)
+    with pytest.raises(BenchmarkError, match="no seed in common"):
+        paired_bootstrap(ours, {2: theirs[0]}, stages=("local", "local"))
 
 
 @pytest.mark.system

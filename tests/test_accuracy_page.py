@@ -81,6 +81,20 @@ def test_the_page_tells_what_the_cells_say(tmp_path: Path, results: dict[str, An
         assert f"pictures/{name}.svg" in text
 
 
+def test_a_page_of_a_part_of_the_table_says_so(tmp_path: Path, results: dict[str, Any]) -> None:
+    cells = {
+        key: one
+        for key, one in results["cells"].items()
+        if one["cell"]["split"] == "tune"
+        or (key.startswith("test film-3")
+            and (one["cell"]["seed"] == 0 or one["cell"]["method"] == "fedpdpo"))
+    }  # fmt: skip
+    page.write(results | {"cells": cells}, tmp_path / "results.md")
+    text = (tmp_path / "results.md").read_text(encoding="utf-8")
+    assert "Averaged over 1 settings" in text
+    assert f"So far {len(ROWS) + 2} of {len(ROWS) * 3 * 6} rows and seeds are in" in text
+
+
 def test_a_page_can_be_made_before_the_table_was_run(tmp_path: Path) -> None:
     page.write({"cells": {}, "setting": MACHINE}, tmp_path / "results.md")
     assert "The table was not run yet." in (tmp_path / "results.md").read_text(encoding="utf-8")

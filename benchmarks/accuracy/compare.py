@@ -40,10 +40,10 @@ class Line:
         return self.accuracy[self.row.stage]["combined"]
 
 
-def cells_of(found: dict[str, Any], row: Row, setting: str) -> list[dict[str, Any]]:
-    """The row's results in a setting, a seed each; fewer where some were not run."""
-    keys = [table_cell(found, row, setting, seed).key for seed in SEEDS]
-    return [found[key] for key in keys if key in found]
+def cells_of(found: dict[str, Any], row: Row, setting: str) -> dict[int, dict[str, Any]]:
+    """The row's results in a setting by seed; fewer where some were not run."""
+    keys = {seed: table_cell(found, row, setting, seed).key for seed in SEEDS}
+    return {seed: found[key] for seed, key in keys.items() if key in found}
 
 
 def line(row: Row, results: list[dict[str, Any]]) -> Line:
@@ -76,17 +76,22 @@ def best_baseline(lines: dict[str, Line]) -> Line:
 
 
 def paired_bootstrap(
-    ours: list[dict[str, Any]], theirs: list[dict[str, Any]], *, stages: tuple[str, str]
+    ours: dict[int, dict[str, Any]], theirs: dict[int, dict[str, Any]], *, stages: tuple[str, str]
 ) -> tuple[float, float, float]:
     """Difference of two rows' mean accuracies, and the middle 95 % of what resampling gives.
 
-    Each client's pairs are drawn anew, the same for both rows; seeds and clients stay.
+    Each client's pairs are drawn anew, the same for both rows; clients stay, and those seeds that
+    both have been run with. Raises BenchmarkError where there is none.
     """
+    seeds = sorted(ours.keys() & theirs.keys())
+    if not seeds:
+        raise BenchmarkError("the two rows have no seed in common")
     rng = np.random.default_rng(0)
     differences, means = [], []
-    for mine, other in zip(ours, theirs, strict=True):
-        for name, client in mine["clients"].items():
-            one, two = client[stages[0]]["right"], other["clients"][name][stages[1]]["right"]
+    for seed in seeds:
+        for name, client in ours[seed]["clients"].items():
+            other = theirs[seed]["clients"][name]
+            one, two = client[stages[0]]["right"], other[stages[1]]["right"]
             apart = _points(one) - _points(two)
             drawn = rng.integers(0, len(apart), (DRAWS, len(apart)))
             means.append(float(apart.mean()))
@@ -104,7 +109,7 @@ def lines_of(found: dict[str, Any], setting: str) -> dict[str, Line]:
     lines = {}
     for name, row in ROWS.items():
         try:
-            results = cells_of(found, row, setting)
+            results = list(cells_of(found, row, setting).values())
         except BenchmarkError:
             continue
         if results:

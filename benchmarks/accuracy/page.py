@@ -36,7 +36,7 @@ def write(results: dict[str, Any], page: Path) -> None:
     found = results["cells"]
     settings = [one.name for one in SETTINGS.values() if one.in_table]
     lines = {name: lines_of(found, name) for name in settings}
-    lines = {name: some for name, some in lines.items() if OURS in some}
+    lines = {name: some for name, some in lines.items() if some.keys() == ROWS.keys()}
     pictures = page.parent / "pictures"
     pictures.mkdir(exist_ok=True)
     draw_table(lines, pictures / "table.svg")
@@ -129,7 +129,19 @@ def headline(found: dict[str, Any], lines: dict[str, dict[str, Line]]) -> str:
     return (
         f"Averaged over {len(lines)} settings FedPDPO ranks {percent(ours)} % of held-out pairs as "
         f"their owners do, the best baseline of each setting {percent(theirs)} %: "
-        f"{100 * fmean(ahead):+.1f} points."
+        f"{100 * fmean(ahead):+.1f} points.{missing(found, lines)}"
+    )
+
+
+def missing(found: dict[str, Any], lines: dict[str, dict[str, Line]]) -> str:
+    """A warning while the table has fewer cells than it is to have."""
+    wanted = len(ROWS) * len(SEEDS) * sum(one.in_table for one in SETTINGS.values())
+    run = sum(len(cells_of(found, row, name)) for name in lines for row in ROWS.values())
+    if run == wanted:
+        return ""
+    return (
+        f" So far {run} of {wanted} rows and seeds are in; with fewer than {len(SEEDS)} seeds a "
+        "row's standard error is too small, or none."
     )
 
 
