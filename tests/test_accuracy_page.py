@@ -1,5 +1,6 @@
 """The page of results: every number on it comes from the cells."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +68,27 @@ def test_a_row_sums_up_its_seeds_and_clients(results: dict[str, Any]) -> None:
     assert best_baseline(lines).row.name == "local"
 
 
+def test_a_row_is_judged_where_it_was_better_on_tune(results: dict[str, Any]) -> None:
+    found = copy.deepcopy(results["cells"])
+    for one in found.values():
+        if one["cell"]["method"] in ("fedpdpo", "fedavg") and one["cell"]["split"] == "tune":
+            for client in one["clients"].values():
+                client["after"]["combined"] = 0.95
+    lines = lines_of(found, "film-3")
+    assert lines["fedpdpo"].stage == "after"
+    assert lines["fedpdpo"].judged == pytest.approx(17 / 20)
+    assert lines["fedpdpo"].chosen_shift == pytest.approx(-0.17)
+    assert lines["less-head"].stage == lines["fedavg-ft"].stage == "local"
+    assert lines["fedavg"].stage == "after"
+
+
 def test_the_page_tells_what_the_cells_say(tmp_path: Path, results: dict[str, Any]) -> None:
     page.write(results, tmp_path / "results.md")
     text = (tmp_path / "results.md").read_text(encoding="utf-8")
     assert "{{" not in text
     assert "ranks 90.0 % of held-out pairs" in text
     assert "each setting 80.0 %: +10.0 points" in text
-    row = "| **FedPDPO** | 85.0 ± 0.0 | 90.0 ± 0.0 | 50.0 | 50.0 | 90.0 | -0.18 |"
+    row = "| **FedPDPO** | 85.0 ± 0.0 | **90.0 ± 0.0** | 50.0 | 50.0 | 90.0 | -0.18 |"
     assert text.count(row) == len([one for one in SETTINGS.values() if one.in_table])
     assert "local-only DPO | +10.0 (" in text
     for name in ("table", "sweeps", "growth"):

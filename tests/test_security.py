@@ -124,6 +124,7 @@ def besieged(folder: Path, *, by_token: bool) -> Iterator[Besieged]:
         eve.join()
         for one in honest:
             one.start()
+            closing.callback(one.join, timeout=30)  # before its channel is closed
         closing.callback(stopping.set)
         token = people["eve"].token_file
         yield Besieged(

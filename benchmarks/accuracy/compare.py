@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plan import ROWS, SEEDS, Row, mean_accuracy, table_cell
+from plan import ROWS, SEEDS, Row, Stage, judged_stage, mean_accuracy, table_cell
 from report import BenchmarkError
 
 STAGES = ("after", "local")
@@ -21,12 +21,13 @@ _POINTS = {"1": 1.0, "0": 0.0, "h": 0.5}
 class Line:
     """A row's numbers in a setting: means over seeds of means over clients, as shares.
 
-    accuracy[stage][kind]; error[stage] is the standard error over seeds of the combined one; worst
-    is the mean over seeds of the worst one, chosen_shift how much likelier chosen answers became
-    in nats a token, both at the row's own stage.
+    stage is the one at which the row is judged. accuracy[stage][kind]; error[stage] is the standard
+    error over seeds of the combined one; worst is the mean over seeds of the worst one,
+    chosen_shift how much likelier chosen answers became in nats a token, both at the row's stage.
     """
 
     row: Row
+    stage: Stage
     accuracy: dict[str, dict[str, float]]
     error: dict[str, float]
     worst: float
@@ -36,8 +37,8 @@ class Line:
 
     @property
     def judged(self) -> float:
-        """The combined accuracy at the row's own stage."""
-        return self.accuracy[self.row.stage]["combined"]
+        """The combined accuracy at the row's stage."""
+        return self.accuracy[self.stage]["combined"]
 
 
 def cells_of(found: dict[str, Any], row: Row, setting: str) -> dict[int, dict[str, Any]]:
@@ -46,19 +47,20 @@ def cells_of(found: dict[str, Any], row: Row, setting: str) -> dict[int, dict[st
     return {seed: found[key] for seed, key in keys.items() if key in found}
 
 
-def line(row: Row, results: list[dict[str, Any]]) -> Line:
+def line(row: Row, stage: Stage, results: list[dict[str, Any]]) -> Line:
     """Sum a row's results up. An adapter travels down and a delta up in every round."""
     clients = [client for result in results for client in result["clients"].values()]
     shared = row.method.shares and row.method.trains
     return Line(
         row,
-        {stage: {kind: fmean(mean_accuracy(result, stage, kind) for result in results)
-                 for kind in KINDS} for stage in STAGES},
-        {stage: standard_error([mean_accuracy(result, stage) for result in results])
-         for stage in STAGES},
-        fmean(min(client[row.stage]["combined"] for client in result["clients"].values())
+        stage,
+        {one: {kind: fmean(mean_accuracy(result, one, kind) for result in results)
+               for kind in KINDS} for one in STAGES},
+        {one: standard_error([mean_accuracy(result, one) for result in results])
+         for one in STAGES},
+        fmean(min(client[stage]["combined"] for client in result["clients"].values())
               for result in results),
-        fmean(mean_accuracy(result, row.stage, "chosen_shift") for result in results),
+        fmean(mean_accuracy(result, stage, "chosen_shift") for result in results),
         2.0 * fmean(client["adapter_bytes"] for client in clients) * shared,
         fmean(result["seconds"] for result in results),
     )  # fmt: skip
@@ -113,5 +115,5 @@ def lines_of(found: dict[str, Any], setting: str) -> dict[str, Line]:
         except BenchmarkError:
             continue
         if results:
-            lines[name] = line(row, results)
+            lines[name] = line(row, judged_stage(found, row), results)
     return lines

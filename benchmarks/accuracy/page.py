@@ -10,7 +10,7 @@ from typing import Any
 from compare import Line, best_baseline, cells_of, lines_of, paired_bootstrap
 from partitions import SETTINGS
 from pictures import draw_growth, draw_sweeps, draw_table
-from plan import GROWTH, ROUNDS, ROWS, SEEDS, SWEEPS, Row
+from plan import GROWTH, ROUNDS, ROWS, SEEDS, SWEEPS, Row, judged_stage
 from report import RESULTS, ROOT, console
 from said import SAID
 from sweeps import growth_points, sweep_points
@@ -76,14 +76,17 @@ def table(title: str, lines: dict[str, Line]) -> str:
     best = best_baseline(lines).row.name
     rows = []
     for name, line in lines.items():
-        after, local = line.accuracy["after"], line.accuracy["local"]
         bold = "**" if name in (OURS, best) else ""
+        shown = {
+            stage: f"{percent(some['combined'])} ± {percent(line.error[stage])}"
+            for stage, some in line.accuracy.items()
+        }
+        shown[line.stage] = f"**{shown[line.stage]}**"
         rows.append([
             f"{bold}{line.row}{bold}",
-            f"{percent(after['combined'])} ± {percent(line.error['after'])}",
-            f"{percent(local['combined'])} ± {percent(line.error['local'])}",
-            percent(line.accuracy[line.row.stage]["implicit"]),
-            percent(line.accuracy[line.row.stage]["explicit"]),
+            *shown.values(),
+            percent(line.accuracy[line.stage]["implicit"]),
+            percent(line.accuracy[line.stage]["explicit"]),
             percent(line.worst),
             f"{line.chosen_shift:+.2f}",
             f"{line.bytes_a_round / 2**20:.1f}",
@@ -96,8 +99,9 @@ def table(title: str, lines: dict[str, Line]) -> str:
 
 def gap(found: dict[str, Any], setting: str, ours: Row, other: Row) -> tuple[float, float, float]:
     """By how much a row is ahead of another, and the middle 95 % of the bootstrap."""
-    return paired_bootstrap(cells_of(found, ours, setting), cells_of(found, other, setting),
-                            stages=(ours.stage, other.stage))  # fmt: skip
+    stages = judged_stage(found, ours), judged_stage(found, other)
+    cells = cells_of(found, ours, setting), cells_of(found, other, setting)
+    return paired_bootstrap(*cells, stages=stages)
 
 
 def apart(found: dict[str, Any], lines: dict[str, dict[str, Line]]) -> str:

@@ -33,7 +33,7 @@ def draw_table(lines: dict[str, dict[str, Line]], path: Path) -> None:
         for place, name in enumerate(names):
             line = some[name]
             colour = BEST if name == best else COLOURS[line.row.method.kind]
-            share, error = 100 * line.judged, 100 * line.error[line.row.stage]
+            share, error = 100 * line.judged, 100 * line.error[line.stage]
             axes.barh(place, share, xerr=error, color=colour, height=0.75, ecolor="#333333")
             axes.text(share + error + 0.7, place, f"{share:.1f}", va="center", fontsize=8)
         axes.set_yticks(range(len(names)), [str(ROWS[name]) for name in names])

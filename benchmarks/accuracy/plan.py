@@ -24,19 +24,24 @@ SEEDS = (0, 1, 2)
 RATES = (1.0, 3.0, 10.0)
 TUNED_IN = ("film-3", "conflict-4")
 
-#: A row of the table: what is trained, and the moment at which it is judged and tuned. FedAvg is
-#: judged as it comes from the server, FedAvg-FT after a local epoch.
+#: Right after the last average, or after a local epoch more.
 Stage = Literal["after", "local"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table."""
+    """A row of the table: what is trained, and the stage for which its rates are tuned.
+
+    It is `judged` at that stage where this is the point of the row: FedAvg as it comes from the
+    server, FedAvg-FT after a local epoch. The others are judged at the stage that is better on
+    tune; see `judged_stage`.
+    """
 
     name: str
     method: Method
     stage: Stage = "local"
     title: str = ""
+    fixed: bool = False
 
     def __str__(self) -> str:
         return self.title or self.method.title
@@ -45,9 +50,10 @@ class Row:
 ROWS = {
     row.name: row
     for row in (
-        *(Row(name, method, "after" if name in ("base", "fedavg") else "local")
-          for name, method in METHODS.items()),
-        Row("fedavg-ft", METHODS["fedavg"], title="FedAvg-DPO, then a local epoch (FedAvg-FT)"),
+        *(Row(name, method, "after", fixed=True) if name in ("base", "fedavg")
+          else Row(name, method) for name, method in METHODS.items()),
+        Row("fedavg-ft", METHODS["fedavg"], title="FedAvg-DPO, then a local epoch (FedAvg-FT)",
+            fixed=True),
     )
 }  # fmt: skip
 
@@ -198,13 +204,27 @@ def chosen_rate(found: dict[str, Any], row: Row) -> float:
     """The factor that was best on tune. Raises BenchmarkError where a factor was not tried."""
     if not row.method.trains:
         return 1.0
-    keys = {rate: [cell.key for cell in tried(row.method, rate)] for rate in RATES}
-    missing = [key for some in keys.values() for key in some if key not in found]
-    if missing:
+    return max(RATES, key=lambda rate: on_tune(found, row, rate, row.stage))
+
+
+def judged_stage(found: dict[str, Any], row: Row) -> Stage:
+    """Whether a row's clients deploy what they have after the last average or train once more.
+
+    Chosen on tune with the row's rate, unless the row is one or the other by its name. Raises
+    BenchmarkError where a factor was not tried.
+    """
+    if row.fixed:
+        return row.stage
+    rate = chosen_rate(found, row)
+    return max(("local", "after"), key=lambda stage: on_tune(found, row, rate, stage))
+
+
+def on_tune(found: dict[str, Any], row: Row, rate: float, stage: Stage) -> float:
+    """A row's accuracy over the settings for tuning. Raises BenchmarkError if it was not tried."""
+    keys = [cell.key for cell in tried(row.method, rate)]
+    if missing := [key for key in keys if key not in found]:
         raise BenchmarkError(f"rates are chosen before test is opened; not tried yet: {missing[0]}")
-    return max(
-        keys, key=lambda rate: fmean(mean_accuracy(found[key], row.stage) for key in keys[rate])
-    )
+    return fmean(mean_accuracy(found[key], stage) for key in keys)
 
 
 def mean_accuracy(result: dict[str, Any], stage: str, kind: str = "combined") -> float:
