@@ -12,7 +12,7 @@ from compare import best_baseline, lines_of
 from partitions import SETTINGS
 from plan import (
     GROWTH,
-    GROWTH_METHODS,
+    GROWTH_ROWS,
     RATES,
     ROUNDS,
     ROWS,
@@ -125,7 +125,7 @@ def test_the_plan_asks_each_method_for_as_much() -> None:
     assert {cell.rounds for cell in cells} == {ROUNDS}
     assert len(RATES) * len(methods) <= len(cells)
     assert len(SEEDS) >= 3
-    assert all(method in ROWS for method in GROWTH_METHODS)
+    assert all(method in ROWS for method in GROWTH_ROWS)
     assert all(setting in SETTINGS for some in GROWTH.values() for setting, _ in some.values())
 
 

@@ -13,8 +13,8 @@ from sweeps import Point
 
 COLOURS = {"baseline": "#999999", "ours": "#0072B2", "ablation": "#56B4E9"}
 BEST = "#E69F00"
-METHOD_COLOURS = {"fedavg": "#999999", "less-sharing": "#E69F00", "fedpdpo": "#0072B2"}
-MARKERS = {"fedavg": "s", "less-sharing": "^", "fedpdpo": "o"}
+ROW_COLOURS = {"fedavg-ft": "#999999", "less-sharing": "#E69F00", "fedpdpo": "#0072B2"}
+MARKERS = {"fedavg-ft": "s", "less-sharing": "^", "fedpdpo": "o"}
 
 mpl.rcParams |= {"svg.hashsalt": "fedpdpo", "font.size": 9, "axes.titlesize": 10}
 
@@ -80,7 +80,7 @@ def draw_growth(axes_of: dict[str, dict[str, dict[str, float]]], path: Path) -> 
         squeeze=False,
     )  # fmt: skip
     for axes, (axis, points) in zip(panels[0], axes_of.items(), strict=True):
-        for method, colour in METHOD_COLOURS.items():
+        for method, colour in ROW_COLOURS.items():
             shares = [100 * some[method] for some in points.values()]
             axes.plot(list(points), shares, marker=MARKERS[method], color=colour,
                       label=str(ROWS[method]))  # fmt: skip

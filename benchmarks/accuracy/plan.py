@@ -134,8 +134,8 @@ SWEEPS: dict[str, dict[str, dict[str, Any]]] = {
 SWEPT_IN = {"film-10": (0, 1), "cross-3": (0,)}
 SWEPT_WIDER = {"objective and anchor": SWEPT_IN | {"film-3": (0,), "conflict-4": (0,)}}
 
-#: How accuracy grows: the settings or rounds along each axis, and the methods compared.
-GROWTH_METHODS = ("fedavg", "less-sharing", "fedpdpo")
+#: How accuracy grows: the settings or rounds along each axis, and the rows compared.
+GROWTH_ROWS = ("fedavg-ft", "less-sharing", "fedpdpo")
 GROWTH: dict[str, dict[str, tuple[str, int]]] = {
     "clients": {f"{k}": (f"film-{k}-of-24", ROUNDS) for k in (2, 5, 10, 20)},
     "rounds": {f"{rounds}": ("film-3", rounds) for rounds in (1, 2, 4, 8)},
@@ -179,9 +179,13 @@ def growth_cells(found: dict[str, Any]) -> Iterator[Cell]:
     """Along each axis, on tune."""
     for points in GROWTH.values():
         for setting, rounds in points.values():
-            for name in GROWTH_METHODS:
-                rate = chosen_rate(found, ROWS[name])
-                yield Cell(setting, name, 0, rounds, rate=rate)
+            for name in GROWTH_ROWS:
+                yield growth_cell(found, ROWS[name], setting, rounds)
+
+
+def growth_cell(found: dict[str, Any], row: Row, setting: str, rounds: int) -> Cell:
+    """A row's cell along an axis. Raises BenchmarkError before its rate is chosen."""
+    return Cell(setting, row.method.name, 0, rounds, rate=chosen_rate(found, row))
 
 
 def table_cells(found: dict[str, Any], opened: Opened) -> Iterator[Cell]:

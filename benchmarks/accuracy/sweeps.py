@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from cell import Cell
 from compare import standard_error
 from plan import (
     GROWTH,
-    GROWTH_METHODS,
+    GROWTH_ROWS,
     ROWS,
     SWEEPS,
-    chosen_rate,
+    growth_cell,
+    judged_stage,
     mean_accuracy,
     sweep_cell,
     swept_in,
@@ -95,19 +95,18 @@ def _chosen_shift(results: Results) -> float | None:
 
 
 def growth_points(found: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
-    """Along each axis the accuracies of those methods that were run, after a local epoch."""
+    """Along each axis the accuracies of its rows at the stage where each is judged."""
     points: dict[str, dict[str, dict[str, float]]] = {}
     for axis, places in GROWTH.items():
         for name, (setting, rounds) in places.items():
             shares = {}
-            for method in GROWTH_METHODS:
+            for row in (ROWS[one] for one in GROWTH_ROWS):
                 try:
-                    rate = chosen_rate(found, ROWS[method])
+                    key = growth_cell(found, row, setting, rounds).key
                 except BenchmarkError:
                     continue
-                key = Cell(setting, method, 0, rounds, rate=rate).key
                 if key in found:
-                    shares[method] = mean_accuracy(found[key], "local")
-            if len(shares) == len(GROWTH_METHODS):
+                    shares[row.name] = mean_accuracy(found[key], judged_stage(found, row))
+            if len(shares) == len(GROWTH_ROWS):
                 points.setdefault(axis, {})[name] = shares
     return points
