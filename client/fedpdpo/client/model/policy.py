@@ -49,6 +49,7 @@ class Policy:
         head = model.get_output_embeddings().weight
         self.device = head.device
         self.dtype = head.dtype
+        self.pretrained = PrivateHead(head, "frozen", 1, torch.Generator())
         self._output_weight = head.detach()
         self._put_private_parts(run.method, private_seed)
         self.peft_model = with_lora(model, run.lora)
@@ -68,9 +69,11 @@ class Policy:
 
     def _put_private_parts(self, method: MethodSettings, seed: int) -> None:
         self.trains_whole_head = method.head == "full"
-        weight = self._output_weight.float() if self.trains_whole_head else self._output_weight
-        self.pretrained = PrivateHead(weight, "frozen", 1, torch.Generator()).to(self.device)
-        self.private = PrivateParts(weight, method, seed=seed).to(self.device)
+        dtype = torch.float32 if self.trains_whole_head else self.dtype
+        if self.pretrained.weight.dtype != dtype:
+            weight = self._output_weight.to(dtype)
+            self.pretrained = PrivateHead(weight, "frozen", 1, torch.Generator())
+        self.private = PrivateParts(self.pretrained.weight, method, seed=seed).to(self.device)
 
     def lora(self) -> list[Tensor]:
         """The shared parameters."""
