@@ -167,6 +167,8 @@ methods = st.builds(
     bottleneck_lr=rate,
     reward_lr=rate,
     max_grad_norm=positive,
+    proximal=st.floats(0, allow_infinity=False),
+    anchor=st.just(0.0) | st.floats(0, allow_infinity=False),
 )
 fixed = st.fixed_dictionaries(
     {
