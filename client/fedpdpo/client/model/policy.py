@@ -69,7 +69,9 @@ class Policy:
 
     def _put_private_parts(self, method: MethodSettings, seed: int) -> None:
         self.trains_whole_head = method.head == "full"
-        dtype = torch.float32 if self.trains_whole_head else self.dtype
+        dtype = self.dtype
+        if self.trains_whole_head:
+            dtype = torch.promote_types(dtype, torch.float32)
         if self.pretrained.weight.dtype != dtype:
             weight = self._output_weight.to(dtype)
             self.pretrained = PrivateHead(weight, "frozen", 1, torch.Generator())

@@ -45,7 +45,7 @@ class PrivateHead(nn.Module):
         super().__init__()
         weight = pretrained.detach()
         if kind == "full":
-            weight = weight.to(torch.float32, copy=True)
+            weight = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
         self.weight = nn.Parameter(weight, requires_grad=kind == "full")
         vocabulary, hidden = weight.shape
         self.a: nn.Parameter | None = None
