@@ -7,17 +7,18 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from compare import Line, best_baseline, cells_of, lines_of, paired_bootstrap
+from compare import Line, best_baseline, lines_of
 from partitions import SETTINGS
 from pictures import draw_growth, draw_sweeps, draw_table
-from plan import GROWTH, ROUNDS, ROWS, SEEDS, SWEEPS, Row, judged_stage
+from plan import GROWTH, ROUNDS, ROWS, SEEDS, SWEEPS
 from report import RESULTS, ROOT, console
 from said import SAID
 from sweeps import growth_points, sweep_points
+from tabular import percent, table
+from verdict import OURS, aims, apart, headline
 
 PAGE = ROOT / "docs" / "results.md"
 TEXT = Path(__file__).with_name("page.md")
-OURS = "fedpdpo"
 
 #: Stands for what no cell tells yet; a section that has it is left out.
 NOT_RUN = "\0"
@@ -44,8 +45,11 @@ def write(results: dict[str, Any], page: Path) -> None:
     draw_growth(growth_points(found), pictures / "growth.svg")
     parts = {
         "headline": headline(found, lines),
-        "tables": "\n\n".join(table(SETTINGS[name].title, some) for name, some in lines.items()),
+        "tables": "\n\n".join(
+            accuracies(SETTINGS[name].title, some) for name, some in lines.items()
+        ),
         "apart": apart(found, lines),
+        "aims": aims(found, lines),
         "sweeps": sweeps(found),
         "growth": growth(found),
         "newcomer": newcomers(results.get("newcomer", {})),
@@ -60,23 +64,12 @@ def write(results: dict[str, Any], page: Path) -> None:
     page.write_text("\n## ".join(told), encoding="utf-8")
 
 
-def markdown(head: list[str], rows: list[list[str]]) -> str:
-    """A table, its first column to the left."""
-    marks = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, marks, *rows))
-
-
-def percent(share: float) -> str:
-    """A share as per cent with one decimal."""
-    return f"{100 * share:.1f}"
-
-
-def table(title: str, lines: dict[str, Line]) -> str:
+def accuracies(setting: str, lines: dict[str, Line]) -> str:
     """All rows of a setting."""
     best = best_baseline(lines).row.name
     rows = []
     for name, line in lines.items():
-        bold = "**" if name in (OURS, best) else ""
+        bold = "**" if name in (OURS.name, best) else ""
         shown = {
             stage: f"{percent(some['combined'])} ± {percent(line.error[stage])}"
             for stage, some in line.accuracy.items()
@@ -94,59 +87,8 @@ def table(title: str, lines: dict[str, Line]) -> str:
         ])  # fmt: skip
     head = ["method", "after aggregation, %", "after a local epoch, %", "implicit", "explicit",
             "worst client", "chosen, nats/token", "MiB a client and round", "seconds"]  # fmt: skip
-    return f"### {title[0].upper()}{title[1:]}\n\n{markdown(head, rows)}"
-
-
-def gap(found: dict[str, Any], setting: str, ours: Row, other: Row) -> tuple[float, float, float]:
-    """By how much a row is ahead of another, and the middle 95 % of the bootstrap."""
-    stages = judged_stage(found, ours), judged_stage(found, other)
-    cells = cells_of(found, ours, setting), cells_of(found, other, setting)
-    return paired_bootstrap(*cells, stages=stages)
-
-
-def apart(found: dict[str, Any], lines: dict[str, dict[str, Line]]) -> str:
-    """FedPDPO beside the best baseline and each row less a part, setting by setting."""
-    rows: list[list[str]] = []
-    if not lines:
-        return ""
-    for setting, some in lines.items():
-        best = best_baseline(some)
-        cells = [SETTINGS[setting].title, str(best.row)]
-        others = (best.row, *(row for row in ROWS.values() if row.method.kind == "ablation"))
-        for row in others:
-            mean, low, high = gap(found, setting, ROWS[OURS], row)
-            cells.append(f"{100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})")
-        rows.append(cells)
-    parts = [str(row) for row in ROWS.values() if row.method.kind == "ablation"]
-    return markdown(["setting", "best baseline", "ahead of it", *parts], rows)
-
-
-def headline(found: dict[str, Any], lines: dict[str, dict[str, Line]]) -> str:
-    """FedPDPO ahead of the best baseline, averaged over the settings."""
-    if not lines:
-        return "The table was not run yet."
-    ahead = [
-        gap(found, name, ROWS[OURS], best_baseline(some).row)[0] for name, some in lines.items()
-    ]
-    ours = fmean(some[OURS].judged for some in lines.values())
-    theirs = fmean(best_baseline(some).judged for some in lines.values())
-    return (
-        f"Averaged over {len(lines)} settings FedPDPO ranks {percent(ours)} % of held-out pairs as "
-        f"their owners do, the best baseline of each setting {percent(theirs)} %: "
-        f"{100 * fmean(ahead):+.1f} points.{missing(found, lines)}"
-    )
-
-
-def missing(found: dict[str, Any], lines: dict[str, dict[str, Line]]) -> str:
-    """A warning while the table has fewer cells than it is to have."""
-    wanted = len(ROWS) * len(SEEDS) * sum(one.in_table for one in SETTINGS.values())
-    run = sum(len(cells_of(found, row, name)) for name in lines for row in ROWS.values())
-    if run == wanted:
-        return ""
-    return (
-        f" So far {run} of {wanted} rows and seeds are in; with fewer than {len(SEEDS)} seeds a "
-        "row's standard error is too small, or none."
-    )
+    title = SETTINGS[setting].title
+    return f"### {title[0].upper()}{title[1:]}\n\n{table(head, rows)}"
 
 
 def sweeps(found: dict[str, Any]) -> str:
@@ -164,7 +106,7 @@ def sweeps(found: dict[str, Any]) -> str:
                 "implicit alone", "chosen, nats/token"]  # fmt: skip
         parts += [
             f"**{question[0].upper()}{question[1:]}.** {SAID[question]}",
-            markdown(head, rows),
+            table(head, rows),
         ]
     return "\n\n".join(parts)
 
@@ -175,7 +117,7 @@ def growth(found: dict[str, Any]) -> str:
     for axis, points in growth_points(found).items():
         methods = list(next(iter(points.values())))
         rows = [[name, *(percent(some[one]) for one in methods)] for name, some in points.items()]
-        parts.append(markdown([axis, *(str(ROWS[one]) for one in methods)], rows))
+        parts.append(table([axis, *(str(ROWS[one]) for one in methods)], rows))
     return "\n\n".join(parts)
 
 
@@ -189,7 +131,7 @@ def newcomers(results: dict[str, Any]) -> str:
                 for start in ("shared", "alone"))]
         for num in runs[0]["accuracy"]["shared"]
     ]  # fmt: skip
-    return markdown(["pairs", "from the federation's last adapter, %", "alone, %"], rows)
+    return table(["pairs", "from the federation's last adapter, %", "alone, %"], rows)
 
 
 def written(results: dict[str, Any]) -> str:
@@ -201,7 +143,7 @@ def written(results: dict[str, Any]) -> str:
          told["first"][0].replace("|", " ").replace("\n", " ")]
         for name, told in results["models"].items()
     ]  # fmt: skip
-    return markdown(["model", "words", "sentiment", "for example"], rows)
+    return table(["model", "words", "sentiment", "for example"], rows)
 
 
 def processes(results: dict[str, Any]) -> str:

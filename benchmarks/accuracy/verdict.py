@@ -1,0 +1,116 @@
+"""How far FedPDPO is ahead of the others, and whether that is as far as was aimed at."""
+
+from statistics import fmean
+from typing import Any
+
+from compare import Line, best_baseline, cells_of, paired_bootstrap, standard_error
+from partitions import SETTINGS
+from plan import ROWS, SEEDS, Row, judged_stage, mean_accuracy
+from tabular import percent, points, table
+
+OURS = ROWS["fedpdpo"]
+
+#: Aimed at, as differences of shares: ahead of the best baseline on average (the paper's figure)
+#: and where pairs are few; ahead of FedAvg-DPO where tastes are opposite.
+PAPERS, FEW_PAIRS, OPPOSITE = 0.048, 0.08, 0.15
+FEW = 48
+
+#: The lines of each setting by row.
+Table = dict[str, dict[str, Line]]
+
+
+def headline(found: dict[str, Any], lines: Table) -> str:
+    """FedPDPO ahead of the best baseline, averaged over the settings."""
+    if not lines:
+        return "The table was not run yet."
+    ours = fmean(some[OURS.name].judged for some in lines.values())
+    theirs = fmean(best_baseline(some).judged for some in lines.values())
+    ahead = fmean(gaps(found, lines).values())
+    return (
+        f"Averaged over {len(lines)} settings FedPDPO ranks {percent(ours)} % of held-out pairs as "
+        f"their owners do, the best baseline of each setting {percent(theirs)} %: "
+        f"{points(ahead)} points.{missing(found, lines)}"
+    )
+
+
+def missing(found: dict[str, Any], lines: Table) -> str:
+    """A warning while the table has fewer cells than it is to have."""
+    wanted = len(ROWS) * len(SEEDS) * sum(one.in_table for one in SETTINGS.values())
+    run = sum(len(cells_of(found, row, name)) for name in lines for row in ROWS.values())
+    if run == wanted:
+        return ""
+    return (
+        f" So far {run} of {wanted} rows and seeds are in; with fewer than {len(SEEDS)} seeds a "
+        "row's standard error is too small, or none."
+    )
+
+
+def gap(found: dict[str, Any], setting: str, other: Row) -> tuple[float, float, float]:
+    """By how much FedPDPO is ahead of a row, and the middle 95 % of the bootstrap."""
+    stages = judged_stage(found, OURS), judged_stage(found, other)
+    cells = cells_of(found, OURS, setting), cells_of(found, other, setting)
+    return paired_bootstrap(*cells, stages=stages)
+
+
+def gaps(found: dict[str, Any], lines: Table) -> dict[str, float]:
+    """By how much FedPDPO is ahead of each setting's best baseline."""
+    return {name: gap(found, name, best_baseline(some).row)[0] for name, some in lines.items()}
+
+
+def gap_error(found: dict[str, Any], setting: str, other: Row) -> float:
+    """The standard error over seeds of what FedPDPO is ahead of a row."""
+    ours, theirs = (cells_of(found, row, setting) for row in (OURS, other))
+    stages = judged_stage(found, OURS), judged_stage(found, other)
+    return standard_error([
+        mean_accuracy(ours[seed], stages[0]) - mean_accuracy(theirs[seed], stages[1])
+        for seed in ours.keys() & theirs.keys()
+    ])  # fmt: skip
+
+
+def apart(found: dict[str, Any], lines: Table) -> str:
+    """FedPDPO beside the best baseline and each row less a part, setting by setting."""
+    if not lines:
+        return ""
+    parts = [row for row in ROWS.values() if row.method.kind == "ablation"]
+    rows: list[list[str]] = []
+    for setting, some in lines.items():
+        best = best_baseline(some).row
+        cells = [SETTINGS[setting].title, str(best)]
+        for row in (best, *parts):
+            mean, low, high = gap(found, setting, row)
+            cells.append(f"{points(mean)} ({points(low)} to {points(high)})")
+        rows.append(cells)
+    return table(["setting", "best baseline", "ahead of it", *map(str, parts)], rows)
+
+
+def aims(found: dict[str, Any], lines: Table) -> str:
+    """What was aimed at before the table was run, and what was measured."""
+    if not lines:
+        return ""
+    ahead = gaps(found, lines)
+    mean = fmean(ahead.values())
+    errors = {name: gap_error(found, name, best_baseline(lines[name]).row) for name in lines}
+    behind = [name for name in lines if ahead[name] < -errors[name]]
+    nearest = min(ahead, key=lambda name: ahead[name])
+    rows = [
+        [f"{points(PAPERS)} points on the best baseline, averaged over the settings",
+         points(mean), told(mean >= PAPERS)],
+        ["behind it by more than a standard error in no setting",
+         f"{points(ahead[nearest])} ± {percent(errors[nearest])} where it is nearest "
+         f"({SETTINGS[nearest].title})", told(not behind)],
+        [f"{points(FEW_PAIRS)} on it where clients have {FEW} pairs or fewer: in all settings",
+         f"{points(mean)} on average; in {sum(one >= FEW_PAIRS for one in ahead.values())} of "
+         f"{len(ahead)}", told(min(ahead.values()) >= FEW_PAIRS)],
+    ]  # fmt: skip
+    if (opposite := "conflict-4") in lines:
+        shared = gap(found, opposite, ROWS["fedavg"])[0]
+        rows.append([
+            f"{points(OPPOSITE)} on FedAvg-DPO where tastes are opposite",
+            points(shared), told(shared >= OPPOSITE),
+        ])  # fmt: skip
+    return table(["aim", "measured", "reached"], rows)
+
+
+def told(reached: bool) -> str:
+    """In a word."""
+    return "yes" if reached else "no"
