@@ -127,6 +127,17 @@ def test_keys_are_read_from_the_records_or_the_files(tmp_path: Path) -> None:
     assert {one.key for one in read_keyed(data, Partition())} == {""}
 
 
+def test_files_of_one_stem_are_two_clients(tmp_path: Path) -> None:
+    written(tmp_path, ada=[record()] * 2, bea=[record()] * 2)
+    (tmp_path / "ada.json").write_text(json.dumps([record()] * 2), encoding="utf-8")
+    keyed = read_keyed(tmp_path, Partition(by="files"))
+    assert [one.key for one in keyed] == [
+        *["ada.json"] * 2, *["ada.jsonl"] * 2, *["bea"] * 2
+    ]  # fmt: skip
+    named = divided(keyed, Partition(by="files", min_pairs=2), num_clients=0, seed=0)
+    assert named.keys() == {"ada.json", "ada.jsonl", "bea"}
+
+
 def test_a_record_without_the_field_or_without_an_answer_is_told_by_its_place(
     tmp_path: Path,
 ) -> None:

@@ -4,6 +4,7 @@ Label skew and sizes are those of Li et al., arXiv:2102.02079: each label, or th
 by shares from a Dirichlet distribution over the clients.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,7 +44,10 @@ Parts = list[list[Keyed]]
 def read_keyed(path: Path, how: Partition) -> list[Keyed]:
     """All preferences of a file or folder with their keys. Raises BadData at the first bad one."""
     found = []
-    for file in files_in(path):
+    files = files_in(path)
+    stems = Counter(file.stem for file in files)
+    for file in files:
+        by_file = file.stem if stems[file.stem] == 1 else file.name
         for record in records_in(file):
             if isinstance(record, Flaw):
                 raise BadData(f"{record.place}: {record.reason}")
@@ -51,13 +55,13 @@ def read_keyed(path: Path, how: Partition) -> list[Keyed]:
                 preference = preference_from(record.value)
             except BadData as error:
                 raise BadData(f"{record.place}: {error}") from error
-            found.append(Keyed(preference, _key(record.value, how, file, record.place)))
+            found.append(Keyed(preference, _key(record.value, how, by_file, record.place)))
     return found
 
 
-def _key(value: object, how: Partition, file: Path, place: str) -> str:
+def _key(value: object, how: Partition, by_file: str, place: str) -> str:
     if how.by == "files":
-        return file.stem
+        return by_file
     if not how.field:
         return ""
     key = value.get(how.field) if isinstance(value, Mapping) else None
