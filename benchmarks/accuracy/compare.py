@@ -1,6 +1,7 @@
 """What the cells come to: means, standard errors, the worst client, paired bootstrap."""
 
 from dataclasses import dataclass
+from math import nan
 from statistics import fmean, stdev
 from typing import Any
 
@@ -67,8 +68,8 @@ def line(row: Row, stage: Stage, results: list[dict[str, Any]]) -> Line:
 
 
 def standard_error(values: list[float]) -> float:
-    """Of a mean over seeds; 0 for a single seed, which tells nothing."""
-    return stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    """Of a mean over seeds; not a number for a single seed."""
+    return stdev(values) / len(values) ** 0.5 if len(values) > 1 else nan
 
 
 def best_baseline(lines: dict[str, Line]) -> Line:

@@ -10,11 +10,11 @@ from typing import Any
 from compare import Line, best_baseline, lines_of
 from partitions import SETTINGS
 from pictures import draw_growth, draw_sweeps, draw_table
-from plan import GROWTH, ROUNDS, ROWS, SEEDS, SWEEPS
+from plan import GROWTH, ROUNDS, ROWS, SEEDS, SWEEPS, SWEPT_IN, mean_accuracy, sweep_cell
 from report import RESULTS, ROOT, console
 from said import SAID
 from sweeps import growth_points, sweep_points
-from tabular import percent, table
+from tabular import percent, table, with_error
 from verdict import OURS, aims, apart, headline
 
 PAGE = ROOT / "docs" / "results.md"
@@ -45,12 +45,11 @@ def write(results: dict[str, Any], page: Path) -> None:
     draw_growth(growth_points(found), pictures / "growth.svg")
     parts = {
         "headline": headline(found, lines),
-        "tables": "\n\n".join(
-            accuracies(SETTINGS[name].title, some) for name, some in lines.items()
-        ),
+        "tables": "\n\n".join(accuracies(name, some) for name, some in lines.items()),
         "apart": apart(found, lines),
         "aims": aims(found, lines),
         "sweeps": sweeps(found),
+        **{kind: swept_from(found, kind) for kind in ("explicit", "implicit")},
         "growth": growth(found),
         "newcomer": newcomers(results.get("newcomer", {})),
         "generation": written(results.get("generation", {})),
@@ -71,7 +70,7 @@ def accuracies(setting: str, lines: dict[str, Line]) -> str:
     for name, line in lines.items():
         bold = "**" if name in (OURS.name, best) else ""
         shown = {
-            stage: f"{percent(some['combined'])} ± {percent(line.error[stage])}"
+            stage: with_error(percent(some["combined"]), line.error[stage])
             for stage, some in line.accuracy.items()
         }
         shown[line.stage] = f"**{shown[line.stage]}**"
@@ -109,6 +108,14 @@ def sweeps(found: dict[str, Any]) -> str:
             table(head, rows),
         ]
     return "\n\n".join(parts)
+
+
+def swept_from(found: dict[str, Any], kind: str) -> str:
+    """One reward's accuracy in each cell that the sweeps start from."""
+    keys = [sweep_cell(name, seed, {}).key for name, seeds in SWEPT_IN.items() for seed in seeds]
+    shares = [mean_accuracy(found[key], "after", kind) for key in keys if key in found]
+    told = [f"{100 * share:.0f}" for share in shares]
+    return " and ".join(filter(None, (", ".join(told[:-1]), *told[-1:])))
 
 
 def growth(found: dict[str, Any]) -> str:

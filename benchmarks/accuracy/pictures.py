@@ -1,5 +1,6 @@
 """The results as pictures, in colours that the colour-blind tell apart (Okabe and Ito 2008)."""
 
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def draw_table(lines: dict[str, dict[str, Line]], path: Path) -> None:
             line = some[name]
             colour = BEST if name == best else COLOURS[line.row.method.kind]
             share, error = 100 * line.judged, 100 * line.error[line.stage]
+            error = 0.0 if isnan(error) else error
             axes.barh(place, share, xerr=error, color=colour, height=0.75, ecolor="#333333")
             axes.text(share + error + 0.7, place, f"{share:.1f}", va="center", fontsize=8)
         axes.set_yticks(range(len(names)), [str(ROWS[name]) for name in names])

@@ -10,12 +10,13 @@ SAID = {
     "pairs a step": "Smaller steps, and so more of them, lose a point or two.",
     "beta": "A smaller beta ranks up to two points better, because less of the implicit reward's "
     "noise comes into the sum. It is not the default: over 36 steps it cost the model its language "
-    "(docs/method.md, [7]).",
-    "objective and beta": "A small beta helps either objective, and not both at once.",
+    "([7](method.md)).",
+    "objective and beta": "A small beta helps one loss for the sum most.",
     "objective and anchor": "By the sum of the rewards all rank within two points. Two losses and "
     "an anchor of 0.1 leave the policy the better one: its own reward ranks seven points more "
     "right than with one loss and 0.2, and it keeps its language. This is the default.",
-    "adapter width, separate, beta 0.03": "With both changed the adapter still costs a point.",
+    "adapter width, separate, beta 0.03": "With two losses and a beta of 0.03 the "
+    "adapter costs the sum a point.",
     "schedule": "Private parts first, at twice the work, gives the same.",
     "head": "A whole private head, a low-rank one and none at all rank alike: here it carries "
     "nothing.",

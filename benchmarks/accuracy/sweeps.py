@@ -1,6 +1,7 @@
 """What the sweeps and the cells of growth come to, on tune."""
 
 from dataclasses import dataclass
+from math import isnan
 from statistics import fmean
 from typing import Any
 
@@ -27,7 +28,8 @@ class Point:
     """An answer's accuracies after aggregation: the combined one by setting, the implicit one.
 
     chosen_shift: nats a token; None where it was not measured yet. error: the standard error, over
-    seeds, of the combined one's difference from the question's first answer.
+    the seeds of the settings that have several, of the combined one's difference from the
+    question's first answer.
     """
 
     by_setting: dict[str, float]
@@ -76,7 +78,7 @@ def _point(results: Results, first: Results) -> Point:
         {setting: fmean(some) for setting, some in combined.items()},
         fmean(fmean(_shares(some, "implicit")) for some in results.values()),
         _chosen_shift(results),
-        sum(error**2 for error in errors) ** 0.5 / len(errors),
+        sum(error**2 for error in errors if not isnan(error)) ** 0.5 / len(errors),
     )
 
 
