@@ -56,8 +56,8 @@ class _TokenLogps(torch.autograd.Function):
         low = None if a is None else z @ a.T
         peak = z.new_full((len(z), 1), -torch.inf)
         total = z.new_zeros(len(z), 1)
-        needs_mean = ctx.needs_input_grad[0]
-        trains_head = ctx.needs_input_grad[1] or ctx.needs_input_grad[3]
+        needs_mean, trains_head, trains_a, trains_b = ctx.needs_input_grad[:4]
+        trains_head |= trains_b
         keeps = needs_mean and trains_head and len(z) * len(weight) <= _KEPT
         kept: list[Tensor] = []
         mean = torch.zeros_like(z)
@@ -70,8 +70,8 @@ class _TokenLogps(torch.autograd.Function):
             total.mul_(shrink).add_(shares.sum(-1, keepdim=True))
             if needs_mean:
                 _add_product(mean.mul_(shrink), shares, weight[part])
-                if b is not None and mean_low is not None:
-                    mean_low.mul_(shrink).addmm_(shares, b[part])
+            if b is not None and mean_low is not None and (needs_mean or trains_a):
+                mean_low.mul_(shrink).addmm_(shares, b[part])
             peak = higher
             if keeps:
                 kept += shares, higher
