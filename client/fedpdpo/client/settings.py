@@ -35,7 +35,9 @@ class ClientSettings(AccessSettings, DaemonSettings):
     )
     state_key_file: Path | None = Field(None, description="file that holds this key")
     client_id: str | None = Field(
-        None, description="name in the run; by default made from the host's name and kept"
+        None,
+        description="name in the run: the one in the certificate or token, where there is one; "
+        "by default made from the host's name and kept",
     )
     model: str | None = Field(
         None,

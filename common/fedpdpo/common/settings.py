@@ -7,6 +7,7 @@ over the defaults.
 import argparse
 import difflib
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
@@ -80,6 +81,25 @@ class DaemonSettings(Settings):
 S = TypeVar("S", bound=Settings)
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Says what a value is in a user's words, and no default where there is none."""
+
+    _WORDS: Mapping[str, str] = MappingProxyType(
+        {"str": "TEXT", "SecretStr": "TEXT", "Path": "PATH", "int": "N", "float": "NUMBER",
+         "{AnyUrl,Path}": "PATH-OR-URL"}
+    )  # fmt: skip
+
+    def _metavar_formatter(self, action: argparse.Action, default: str) -> Any:
+        if isinstance(action.metavar, str):
+            several = action.metavar.removeprefix("tuple[").removesuffix(",...]")
+            word = self._WORDS.get(several.removeprefix("list[").removesuffix("]"), several)
+            action.metavar = word if several == action.metavar else f"{word},..."
+        return super()._metavar_formatter(action, default)
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        return re.sub(r" \(default: (None|\(\)|)\)$", "", super()._expand_help(action))
+
+
 class _Parser(argparse.ArgumentParser):
     """Names the nearest flag when one is unknown."""
 
@@ -102,7 +122,7 @@ def load_settings(cls: type[S], argv: Sequence[str], *, program: str, epilog: st
         usage="%(prog)s [options]",
         description=cls.__doc__,
         epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"{program} {__version__}")

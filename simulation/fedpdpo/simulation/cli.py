@@ -16,4 +16,6 @@ def _simulate(settings: SimulationSettings, console: Console) -> None:
     console.print(f"  fedpdpo export --state-dir {folder / 'state'} --out {name}", soft_wrap=True)
 
 
-COMMAND = Command(SimulationSettings, _simulate)
+COMMAND = Command(
+    SimulationSettings, _simulate, "--data ./prefs.jsonl --clients 200 --server.rounds 5"
+)

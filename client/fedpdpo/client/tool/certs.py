@@ -19,7 +19,7 @@ from fedpdpo.common.tokens import Enrolment, digest_of, new_token, read_enrolmen
 class InitSettings(Settings):
     """Make a certificate authority for a federation of your own."""
 
-    dir: Path = Field(Path("certs"), description="its folder; keep it off the server")
+    dir: Path = Field(Path("certs"), description="the authority's folder; keep it off the server")
 
 
 class _Issue(InitSettings):
@@ -40,21 +40,21 @@ class ServerCertificate(_Issue):
 class HolderCertificate(_Issue):
     """Issue a certificate to a client or an operator."""
 
-    name: str = Field(description="who it is; a client's id in the run")
+    name: str = Field(description="who it is; of a client, its --client-id")
 
 
 class RevokeSettings(InitSettings):
     """Revoke all certificates of somebody; a server that reads the list lets them in no more."""
 
     name: str = Field(description="whose certificates")
-    role: Role = Field(Role.CLIENT, description="client or operator")
+    role: Literal["client", "operator"] = Field("client", description="of whose")
 
 
 class TokenSettings(Settings):
     """Make an enrolment token; it is written for its holder, and its digest for the server."""
 
-    name: str = Field(description="who it is; a client's id in the run")
-    role: Literal["client", "operator"] = Field("client", description="client or operator")
+    name: str = Field(description="who it is; of a client, its --client-id")
+    role: Literal["client", "operator"] = Field("client", description="what it may do")
     tokens: Path = Field(Path("tokens.txt"), description="file of digests that the server reads")
     out: Path = Field(description="file to write the token to; hand it over and remove it")
     days: int = Field(365, ge=1, le=3650, description="days that the token holds")
@@ -91,7 +91,7 @@ def operator(settings: HolderCertificate, console: Console) -> None:
 
 def revoke(settings: RevokeSettings, console: Console) -> None:
     """Revoke somebody's certificates."""
-    count = Authority.of(settings.dir).revoke(settings.role, settings.name)
+    count = Authority.of(settings.dir).revoke(Role(settings.role), settings.name)
     _say(
         console,
         f"revoked {count}; copy {settings.dir}/crl.pem into the server's --tls folder, where it is "

@@ -22,6 +22,18 @@ if TYPE_CHECKING:
 PROGRAM = "fedpdpo"
 
 
+class PauseSettings(ServerAddress):
+    """Let no further round open; the open one goes on to its end."""
+
+
+class ResumeSettings(ServerAddress):
+    """Let rounds open again after a pause."""
+
+
+class StopSettings(ServerAddress):
+    """End the run with its last published adapter; the open round is not averaged."""
+
+
 class StatusSettings(ServerAddress):
     """Show the run, its clients, accuracies and bytes."""
 
@@ -185,30 +197,34 @@ def _export(settings: ExportSettings, console: Console) -> None:
 
 @dataclass(frozen=True)
 class Command:
-    """A command's settings and what is done with them."""
+    """A command's settings and what is done with them; the example ends its help."""
 
     settings: type[Settings]
     run: Callable[[Any, Console], None]
+    example: str = ""
 
 
 COMMANDS = {
     "status": Command(StatusSettings, _status),
     "events": Command(EventSettings, lambda s, c: operator.show_events(s, c, follow=s.follow)),
-    "pause": Command(ServerAddress, lambda s, _: operator.pause(s)),
-    "resume": Command(ServerAddress, lambda s, _: operator.resume(s)),
-    "stop": Command(ServerAddress, lambda s, _: operator.stop(s)),
+    "pause": Command(PauseSettings, lambda s, _: operator.pause(s)),
+    "resume": Command(ResumeSettings, lambda s, _: operator.resume(s)),
+    "stop": Command(StopSettings, lambda s, _: operator.stop(s)),
     "certs init": Command(certs.InitSettings, certs.init),
-    "certs server": Command(certs.ServerCertificate, certs.server),
-    "certs client": Command(certs.HolderCertificate, certs.client),
-    "certs operator": Command(certs.HolderCertificate, certs.operator),
-    "certs revoke": Command(certs.RevokeSettings, certs.revoke),
-    "token": Command(certs.TokenSettings, certs.token),
-    "export": Command(ExportSettings, _export),
-    "chat": Command(ChatSettings, _chat),
-    "eval": Command(EvalSettings, _eval),
-    "score": Command(ScoreSettings, _score),
-    "serve": Command(ServeSettings, _serve),
-}
+    "certs server": Command(certs.ServerCertificate, certs.server,
+                            "--host fed.example.org --host 10.0.0.5"),
+    "certs client": Command(certs.HolderCertificate, certs.client, "--name clinic-7"),
+    "certs operator": Command(certs.HolderCertificate, certs.operator, "--name root"),
+    "certs revoke": Command(certs.RevokeSettings, certs.revoke, "--name clinic-7"),
+    "token": Command(certs.TokenSettings, certs.token, "--name ada --out ada.token"),
+    "export": Command(ExportSettings, _export,
+                      "--state-dir ./fedpdpo-client-state --out ./my-model"),
+    "chat": Command(ChatSettings, _chat, "--model-dir ./my-model --compare base"),
+    "eval": Command(EvalSettings, _eval, "--model-dir ./my-model --data ./more-prefs.jsonl"),
+    "score": Command(ScoreSettings, _score,
+                     '--model-dir ./my-model --prompt "What is DPO?" --answers answers.txt'),
+    "serve": Command(ServeSettings, _serve, "--model-dir ./whole-model --port 8000"),
+}  # fmt: skip
 
 #: Commands of packages that stand on this one; each entry point is a `Command`.
 ELSEWHERE = "fedpdpo.commands"
@@ -267,10 +283,19 @@ def _run(argv: Sequence[str]) -> None:
     if name == "--version":
         sys.stdout.write(f"{PROGRAM} {__version__}\n")
         return
-    if rest and f"{name} {rest[0]}" in COMMANDS:
+    parts = [known for known in COMMANDS if known.startswith(f"{name} ")]
+    if parts and rest[:1] in (["-h"], ["--help"]):
+        told = [line for line in HELP.splitlines() if line.startswith(f"  {name} ")]
+        sys.stdout.write("\n".join([f"usage: {PROGRAM} {name} COMMAND [options]", "", *told, ""]))
+        return
+    if parts and f"{name} {''.join(rest[:1])}" not in parts:
+        raise BadSettings(f"{name} needs one of: {', '.join(parts)}")
+    if parts:
         name, *rest = f"{name} {rest[0]}", *rest[1:]
     command = COMMANDS.get(name) or _from_elsewhere(name)
-    settings = load_settings(command.settings, rest, program=f"{PROGRAM} {name}")
+    program = f"{PROGRAM} {name}"
+    epilog = f"for example:\n  {program} {command.example}" if command.example else ""
+    settings = load_settings(command.settings, rest, program=program, epilog=epilog)
     try:
         command.run(settings, Console())
     except ModuleNotFoundError as error:

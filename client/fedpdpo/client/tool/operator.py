@@ -21,7 +21,7 @@ _ENDED = (pb.PHASE_FINISHED, pb.PHASE_STOPPED)
 
 
 class ServerAddress(AccessSettings):
-    """Ask a running server."""
+    """Which running server is asked, and who asks."""
 
     server: str = Field("localhost:50051", description="address of the server, as host:port")
 
