@@ -31,7 +31,9 @@ CLIENTS = [
 ]  # fmt: skip
 VARIANTS: dict[str, dict[str, Any]] = {
     "alone": {},
-    "tls": {"server": {"tlsSecret": "cert", "settings": {"method.beta": 0.2}}, "clients": CLIENTS},
+    "tls": {"server": {"tlsSecret": "cert",
+                       "settings": {"method.beta": 0.2, "max-pairs": 2_000_000}},
+            "clients": CLIENTS},
     "tokens": {"server": {"tlsSecret": "cert", "tokensSecret": "tokens"}, "clients": CLIENTS,
                "client": {"kind": "Deployment", "gpus": 1, "modelsClaim": "models"}},
     "far state": {"server": {"stateUrl": "s3://bucket/run", "environmentSecret": "reached"}},

@@ -6,6 +6,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -80,13 +81,21 @@ func render(chart, release, given string) error {
 	return nil
 }
 
+// read gives every number as Helm does, by way of JSON: as a float64.
 func read(path string) (map[string]interface{}, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
-	found := map[string]interface{}{}
-	return found, yaml.Unmarshal(text, &found)
+	parsed, found := map[string]interface{}{}, map[string]interface{}{}
+	if err := yaml.Unmarshal(text, &parsed); err != nil {
+		return nil, err
+	}
+	asJSON, err := json.Marshal(parsed)
+	if err != nil {
+		return nil, err
+	}
+	return found, json.Unmarshal(asJSON, &found)
 }
 
 // overwrite puts the values given over the chart's own, mapping by mapping.
