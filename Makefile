@@ -15,13 +15,17 @@ export HF_HUB_OFFLINE ?= 1
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-install: $(VENV)/.installed  ## make .venv and install server, client and tools
+install: $(VENV)/.installed  ## make .venv and install server, client and what develops and tests them
 
-$(VENV)/.installed: pyproject.toml hatch_build.py $(wildcard proto/fedpdpo/v1/*.proto)
+$(VENV)/.installed: $(VENV)/.client
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[client,dev]'
+	@touch $@
+
+$(VENV)/.client: pyproject.toml hatch_build.py $(wildcard proto/fedpdpo/v1/*.proto)
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[client,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[client]'
 	@touch $@
 
 system:  ## Debian packages that some tests need (as root); tests are left out without them
@@ -61,7 +65,7 @@ test-large: install  ## an adapter of 3 GiB there and back in constant memory; 1
 test-soak: install  ## 200 rounds with 8 clients: memory, files and threads of the server
 	$(BIN)/pytest tests/test_soak.py -m soak -s
 
-demo: install  ## one server and four clients align a small real model; writes runs/demo
+demo: $(VENV)/.client  ## one server and four clients align a small real model; writes runs/demo
 	$(BIN)/python deploy/demo/run.py
 
 bench-train: install  ## training beside TRL's DPOTrainer; writes benchmarks/results
