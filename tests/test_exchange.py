@@ -2,7 +2,9 @@
 
 import hashlib
 import queue
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,8 +16,9 @@ from safetensors.numpy import load, save
 
 from fedpdpo.common import payload
 from fedpdpo.common.encoding import Encoding
+from fedpdpo.common.frames import Chunk
 from fedpdpo.common.layout import LoraLayout
-from fedpdpo.common.payload import CHUNK_BYTES
+from fedpdpo.common.payload import CHUNK_BYTES, Receiver
 from fedpdpo.common.statuses import again_in_s
 from fedpdpo.common.wire import layout_to_messages
 from fedpdpo.server import exchange, intake
@@ -126,6 +129,51 @@ def test_a_second_stream_of_a_client_takes_the_delta_over(tmp_path: Path) -> Non
             list(first.call)
         assert found.value.code() is grpc.StatusCode.ABORTED
         assert events(operator).count("delta_received") == 1
+
+
+@pytest.mark.parametrize("how", ["cut off", "taken over"])
+def test_a_stream_waits_for_the_one_before_it_to_leave_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """However often the one before is cancelled while its write waits for the disk."""
+    let_go, writing = threading.Event(), threading.Event()
+    monkeypatch.setattr(exchange, "_written", held_once(exchange._written, writing, let_go))
+    with running(settings(tmp_path, min_clients=1)) as port, connected(port) as (stub, _):
+        ada = joined(Client(stub, "ada"))
+        assert ada.task().train.round == 1
+        first = Stream(ada)
+        assert first.held() == 0
+        first.send(0, CHUNK_BYTES)
+        assert writing.wait(10)
+        between = first if how == "cut off" else Stream(ada)
+        time.sleep(0.3)  # the server has to hear of it
+        between.break_off()
+        time.sleep(0.3)
+        last = Stream(ada)
+        time.sleep(0.3)
+        let_go.set()
+        begin = last.held()
+        assert begin in (0, CHUNK_BYTES)
+        last.send(begin, len(DELTA))
+        assert not last.end().already_counted
+        (kept,) = tmp_path.rglob("ada.safetensors")
+        assert kept.read_bytes() == DELTA
+        first.break_off()
+
+
+def held_once(
+    write: Callable[[Receiver, Chunk], bool], writing: threading.Event, let_go: threading.Event
+) -> Callable[[Receiver, Chunk], bool]:
+    """The first write stands still in the file's lock until it is let go."""
+
+    def held(receiver: Receiver, chunk: Chunk) -> bool:
+        if not writing.is_set():
+            with receiver._lock:
+                writing.set()
+                let_go.wait(20)
+        return write(receiver, chunk)
+
+    return held
 
 
 def test_a_stream_on_which_nothing_moves_is_given_up(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """Turns of transfers: so many at a time, the others in the order they came."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 import pytest
 
 from fedpdpo.common.errors import Busy, Superseded
+from fedpdpo.server.threads import to_its_end
 from fedpdpo.server.transfers import Transfers
 
 
@@ -116,6 +118,66 @@ def test_a_second_stream_of_a_client_ends_its_first() -> None:
         assert hall.log == ["a", "a"]
         hall.doors["a"].set()
         await second
+
+    in_a_loop(scenario)
+
+
+def test_a_third_stream_waits_for_the_first_though_the_second_is_ended_too() -> None:
+    async def scenario() -> None:
+        transfers = Transfers(at_once=4, patience_s=5.0, clock=asyncio.get_running_loop().time)
+        log: list[str] = []
+        left = asyncio.Event()
+
+        async def slow_to_leave() -> None:
+            async with transfers.turn("a"):
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    await to_its_end(time.sleep, 0.2)
+                    log.append("left")
+                    left.set()
+
+        async def quick() -> None:
+            async with transfers.turn("a"):
+                log.append("entered")
+
+        first = asyncio.create_task(slow_to_leave())
+        await settle()
+        second = asyncio.create_task(quick())
+        await settle()
+        third = asyncio.create_task(quick())
+        await third
+        assert log == ["left", "entered"]
+        for task in (first, second):
+            with pytest.raises(Superseded):
+                await task
+
+    in_a_loop(scenario)
+
+
+def test_what_goes_to_its_end_is_done_when_its_cancellation_is_raised() -> None:
+    async def scenario() -> None:
+        done: list[str] = []
+
+        def work(fails: bool) -> str:
+            time.sleep(0.2)
+            done.append("done")
+            if fails:
+                raise ValueError("it failed")
+            return "a result"
+
+        assert await to_its_end(work, False) == "a result"
+        with pytest.raises(ValueError, match="it failed"):
+            await to_its_end(work, True)
+        for fails in (False, True):
+            task = asyncio.create_task(to_its_end(work, fails))
+            await settle()
+            for _ in range(3):
+                task.cancel()
+                await settle()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert done == ["done"] * 4
 
     in_a_loop(scenario)
 

@@ -94,7 +94,8 @@ class World:
         if receiver is None:
             return
         with receiver:
-            receiver.write(0, content)
+            if rest := content[receiver.held :]:
+                receiver.write(receiver.held, rest)
             self.intake.accept(delta, receiver)
 
     @property

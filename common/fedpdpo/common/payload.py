@@ -22,6 +22,7 @@ from fedpdpo.common.errors import (
     CutOff,
     FedPDPOError,
     Stalled,
+    StorageAway,
     TooLarge,
     WrongDigest,
 )
@@ -34,6 +35,9 @@ CHUNK_BYTES = 2**20
 _FIRST_BYTES = 2**17
 _LEAST_BYTES = 2**13
 _BRISK_S, _SLUGGISH_S = 0.5, 2.0
+
+#: After these what came is still good: the rest comes later, or is put where it belongs later.
+_KEEP = (CutOff, Stalled, StorageAway)
 
 
 def chunks_of(path: Path, *, begin: int = 0) -> Iterator[tuple[int, bytes]]:
@@ -180,6 +184,8 @@ class Receiver:
                 raise WrongDigest("the payload's SHA-256 differs from the one announced")
             self._inspector.finish()
             self._sync()
+            if (size := os.fstat(self._file.fileno()).st_size) != self._num_bytes:
+                raise WrongDigest(f"{size} bytes were written of a payload of {self._num_bytes}")
 
     def keep(self) -> None:
         """Give the finished file its name, durably. Raises StorageFull."""
@@ -193,7 +199,7 @@ class Receiver:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        useless = isinstance(error, FedPDPOError) and not isinstance(error, (CutOff, Stalled))
+        useless = isinstance(error, FedPDPOError) and not isinstance(error, _KEEP)
         with self._lock, contextlib.suppress(OSError):  # a full disk fails here again
             self._file.close()
         if useless:

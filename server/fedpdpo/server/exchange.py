@@ -15,6 +15,7 @@ from fedpdpo.server.federation import Federation
 from fedpdpo.server.intake import Announced, Intake
 from fedpdpo.server.progress import Progress
 from fedpdpo.server.rows import AdapterRow
+from fedpdpo.server.threads import to_its_end
 from fedpdpo.server.transfers import Transfers
 from fedpdpo.v1 import federation_pb2 as pb
 from fedpdpo.v1 import payload_pb2
@@ -80,7 +81,7 @@ class Exchange:
             if receiver is not None:
                 async with self._transfers.turn(delta.client_id), _opened(receiver):
                     await self._take(delta, receiver, messages, context)
-                    counted = await asyncio.to_thread(self._intake.accept, delta, receiver)
+                    counted = await to_its_end(self._intake.accept, delta, receiver)
         except (BadPayload, BadRequest, AlreadyPushed) as error:
             self._federation.presence.refused(delta.client_id, str(error))
             raise
@@ -123,12 +124,15 @@ def _written(receiver: Receiver, chunk: Chunk) -> bool:
 
 @contextlib.asynccontextmanager
 async def _opened(receiver: Receiver) -> AsyncIterator[None]:
-    """Use a receiver, whose opening and closing wait for the disk, without holding up the loop."""
+    """Use a receiver, whose opening and closing wait for the disk, without holding up the loop.
+
+    Both go to their end, so that whoever waits for this task finds the file closed.
+    """
     stack = contextlib.ExitStack()
-    await asyncio.to_thread(stack.enter_context, receiver)
     try:
+        await to_its_end(stack.enter_context, receiver)
         yield
     except BaseException as error:
-        await asyncio.to_thread(stack.__exit__, type(error), error, error.__traceback__)
+        await to_its_end(stack.__exit__, type(error), error, error.__traceback__)
         raise
-    await asyncio.to_thread(stack.close)
+    await to_its_end(stack.close)

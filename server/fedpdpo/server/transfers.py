@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from fedpdpo.common.errors import Busy, Superseded
+from fedpdpo.server.threads import over
 
 _MOST_S = 20.0
 
@@ -52,10 +53,10 @@ class Transfers:
         assert task is not None  # noqa: S101 - a coroutine runs in a task
         before = self._streams.get(client_id)
         self._streams[client_id] = task
-        if before is not None:
-            before.cancel()
-            await asyncio.wait({before})
         try:
+            if before is not None:
+                before.cancel()
+                await over(before)
             await self._admitted(client_id)
             try:
                 yield
