@@ -87,6 +87,42 @@ def test_what_is_kept_is_named_by_its_digest_and_old_deltas_go(far: Far) -> None
     assert len([name for name in far.names() if name.startswith("adapters/version-0000")]) == 2
 
 
+def test_a_delta_that_counts_stays_where_later_ones_of_its_age_would_not_count(far: Far) -> None:
+    world = far.world("one", rounds=4, close_after=1, late="fold", max_staleness=3)
+    begin(world, "ada", "bea")
+    for number in (1, 2):
+        world.push("ada", number, 1.0)
+        world.settle()
+        world.evaluate("ada", number)
+        world.settle()
+    world.values |= {"close_after": 2}
+    world.reopen()
+    world.push("bea", 1, 1.0)
+    world.store.close()
+    other = far.world("two", rounds=4, close_after=2, late="drop")
+    other.push("ada", 3, 1.0)
+    other.settle()
+    assert other.adapter(3) > 2.0
+
+
+def test_what_came_whole_is_kept_where_the_object_store_does_not_answer(
+    far: Far, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = far.world("one")
+    begin(world, "ada", "bea")
+
+    def away(*_: object, **__: object) -> None:
+        raise StorageAway("s3://bucket does not answer")
+
+    with monkeypatch.context() as patched, pytest.raises(StorageAway):
+        patched.setattr(Elsewhere, "put", away)
+        world.push("ada", 1, 1.0)
+    (part,) = world.folder.rglob("*.part")
+    assert part.stat().st_size > 0
+    world.push("ada", 1, 1.0)
+    assert world.events.count("delta_received") == 1
+
+
 def test_copies_of_old_adapters_go_and_come_back(far: Far) -> None:
     world = far.world("one", rounds=6)
     begin(world, "ada", "bea")
@@ -313,6 +349,20 @@ def test_a_whole_run_is_served_and_the_folder_of_copies_is_gone(
 def test_urls_that_cannot_be_used_are_told(make: Callable[[None], object], words: str) -> None:
     with pytest.raises(BadSettings, match=words):
         make(None)
+
+
+@pytest.mark.parametrize(
+    ("url", "kind"),
+    [
+        ("ftp://me:opensesame@127.0.0.1:9/run", StorageAway),
+        ("gopher://me:opensesame@there/run", BadSettings),
+    ],
+)
+def test_who_may_reach_a_folder_elsewhere_is_not_told(url: str, kind: type[Exception]) -> None:
+    with pytest.raises(kind) as error:
+        Elsewhere(url)
+    assert "opensesame" not in str(error.value)
+    assert Elsewhere("memory://me:opensesame@there/run").url == "memory://there/run"
 
 
 def test_a_state_dir_elsewhere_needs_a_database(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Who is asked in a round, who is waited for, and what becomes of those who are late or gone."""
 
+from typing import Any
+
 import pytest
 
 from fedpdpo.common.errors import AlreadyPushed, NotFound, NotOpen
@@ -64,6 +66,75 @@ def test_a_delta_that_is_too_old_or_not_asked_for_is_not_folded(new_world: NewWo
     with pytest.raises(NotOpen, match="did not ask cyd"):
         world.push("cyd", 2, 1.0)
     world.push("bea", 2, 1.0)
+
+
+def test_a_client_has_one_delta_in_an_average_the_newest(new_world: NewWorld) -> None:
+    world = new_world(rounds=5, close_after=2, late="fold", max_staleness=4, norm_bound=3.0)
+    names = ("ada", "bea", "eve")
+    begin(world, *names)
+    for number in (1, 2):
+        for name in names[:2]:
+            world.push(name, number, 1.0)
+        world.settle()
+        for name in names:
+            world.evaluate(name, number)
+        world.settle()
+    for number in (1, 2, 3):
+        world.push("eve", number, 9.0)
+        assert world.federation.stage.arrived == 1
+    with pytest.raises(NotOpen, match="a newer delta of eve counts"):
+        world.push("eve", 2, 9.0)
+    assert world.events.count("delta_replaced") == 2
+    world.reopen()
+    assert world.federation.stage.arrived == 1
+    assert not world.store.delta_path(1, "eve").exists()
+    world.push("ada", 3, 1.0)
+    world.settle()
+    assert world.adapter(3) == pytest.approx(2.0 + (9.0 + 1.0) / 2)
+
+
+def test_a_late_delta_is_there_after_a_crash_while_its_round_was_closing(
+    new_world: NewWorld,
+) -> None:
+    world = new_world(rounds=4, close_after=2, late="fold", max_staleness=1)
+    begin(world, "ada", "bea", "cyd")
+    for name in ("ada", "bea"):
+        world.push(name, 1, 1.0)
+    with world.federation.turning() as ledger:
+        opened = ledger.open_round()
+        assert opened is not None
+        opened.closing = True
+    world.push("cyd", 1, 4.0)
+    world.reopen()
+    assert world.store.delta_path(1, "cyd").exists()
+    world.settle()
+    for name in ("ada", "bea", "cyd"):
+        world.evaluate(name, 1)
+    world.settle()
+    world.push("ada", 2, 1.0)
+    world.settle()
+    assert world.federation.stage.version == 2
+
+
+@pytest.mark.parametrize("changed", [{"late": "drop"}, {"late": "fold", "max_staleness": 1}])
+def test_a_delta_that_counts_stays_where_later_ones_of_its_age_would_not_count(
+    new_world: NewWorld, changed: dict[str, Any]
+) -> None:
+    world = new_world(rounds=5, close_after=1, late="fold", max_staleness=3)
+    begin(world, "ada", "bea")
+    for number in (1, 2):
+        world.push("ada", number, 1.0)
+        world.settle()
+        world.evaluate("ada", number)
+        world.settle()
+    world.values |= {"close_after": 2}
+    world.reopen()
+    world.push("bea", 1, 1.0)
+    world.values |= changed
+    world.reopen()
+    world.push("ada", 3, 1.0)
+    world.settle()
+    assert world.federation.stage.version == 3
 
 
 def test_nothing_is_folded_into_a_round_that_does_not_follow(new_world: NewWorld) -> None:

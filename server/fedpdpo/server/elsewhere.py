@@ -20,16 +20,19 @@ _DIGITS = 16
 class Elsewhere:
     """A folder by its fsspec URL. Raises BadSettings where no installed library reaches it.
 
-    Its functions raise StorageAway while it does not answer or refuses.
+    Its functions, and this, raise StorageAway while it does not answer or refuses. `url` is for
+    people: it is without a user's name and password, and so are the messages.
     """
 
     def __init__(self, url: str) -> None:
-        self.url = url
+        self._secret, self.url = _user_of(url)
         try:
-            self._files, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+            with self._reached(but=(ImportError, ValueError)):
+                self._files, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise BadSettings(
-                f"--state-dir {url} cannot be used: {error} (s3:// needs this package's extra [s3])"
+                f"--state-dir {self.url} cannot be used: {self._without_secret(error)} "
+                "(s3:// needs this package's extra [s3])"
             ) from error
         self._root = PurePosixPath(root)
 
@@ -69,11 +72,22 @@ class Elsewhere:
         return self._root / name.with_name(f"{name.stem}.{sha256.hex()[:_DIGITS]}{name.suffix}")
 
     @contextmanager
-    def _reached(self) -> Iterator[None]:
+    def _reached(self, *, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
         try:
             yield
-        except FedPDPOError:
-            raise
         except Exception as error:  # each library has its own
-            told = " ".join(str(error).split()) or type(error).__name__
+            if isinstance(error, (FedPDPOError, *but)):
+                raise
+            told = " ".join(self._without_secret(error).split()) or type(error).__name__
             raise StorageAway(f"{self.url} does not answer: {told}") from error
+
+    def _without_secret(self, error: Exception) -> str:
+        return str(error).replace(self._secret, "***") if self._secret else str(error)
+
+
+def _user_of(url: str) -> tuple[str, str]:
+    """Who is named before a URL's host, with a password, and the URL without."""
+    scheme, mark, rest = url.partition("://")
+    place, slash, path = rest.partition("/")
+    user, at, host = place.rpartition("@")
+    return user, f"{scheme}{mark}{host}{slash}{path}" if at else url

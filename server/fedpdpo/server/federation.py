@@ -118,8 +118,10 @@ class Federation:
         with self.reading() as ledger:
             following = (self.stage.version or 0) + 1
             path_of = self.store.delta_path
-            wanted = {path_of(row.round_number, row.client_id) for row in ledger.deltas(following)}
-            self.store.put_aside(but=wanted, from_round=self.oldest_round(following))
+            rows = ledger.deltas_from(following)
+            oldest = min((self.oldest_round(following), *(row.round_number for row in rows)))
+            wanted = {path_of(row.round_number, row.client_id) for row in rows}
+            self.store.put_aside(but=wanted, from_round=oldest)
         self.store.remove_useless()
 
     def oldest_round(self, following: int) -> int:

@@ -78,9 +78,14 @@ class Intake:
                 return True
             received.keep()
             federation.traffic.put_into(ledger.client(delta.client_id))
+            older = _others_of(ledger, delta, counts_in)
+            for row in older:
+                ledger.session.delete(row)
+                ledger.record("delta_replaced", round=row.round_number, client=delta.client_id,
+                              by=delta.round_number)  # fmt: skip
             ledger.once_durable.append(
                 lambda stage: stage.note_answered(
-                    delta.client_id, delta.round_number, counts_in=counts_in
+                    delta.client_id, delta.round_number, counts_in=counts_in, instead=len(older)
                 )
             )
             ledger.session.add(
@@ -140,7 +145,8 @@ def _counts_in(federation: Federation, ledger: Ledger, delta: Announced) -> int 
     """The round in whose average a delta shall be; None where it is counted already.
 
     That is the round it answers while this is open, and for a late one the next average, where
-    late deltas are folded in. Raises NotFound, NotOpen or AlreadyPushed.
+    late deltas are folded in. A client has one delta in an average, its newest. Raises NotFound,
+    NotOpen or AlreadyPushed.
     """
     number = delta.round_number
     federation.check_joined(delta.client_id)
@@ -163,4 +169,12 @@ def _counts_in(federation: Federation, ledger: Ledger, delta: Announced) -> int 
         raise NotOpen(f"round {number} is not open, and no round follows")
     if delta.client_id not in asked:
         raise NotOpen(f"round {number} did not ask {delta.client_id} to train")
+    if any(row.round_number > number for row in _others_of(ledger, delta, following)):
+        raise NotOpen(f"round {number} is not open, a newer delta of {delta.client_id} counts")
     return following
+
+
+def _others_of(ledger: Ledger, delta: Announced, counts_in: int) -> list[DeltaRow]:
+    """The client's deltas in an average that are not this one; one at most."""
+    found = ledger.deltas(counts_in)
+    return [row for row in found if row.client_id == delta.client_id]

@@ -66,6 +66,11 @@ class Ledger:
         found = select(DeltaRow).where(DeltaRow.counts_in == round_number)
         return list(self.session.scalars(found.order_by(DeltaRow.client_id, DeltaRow.round_number)))
 
+    def deltas_from(self, round_number: int) -> list[DeltaRow]:
+        """The acknowledged deltas that count in a round's average or in a later one's."""
+        found = select(DeltaRow).where(DeltaRow.counts_in >= round_number)
+        return list(self.session.scalars(found))
+
     def sampled(self, number: int) -> frozenset[str]:
         """Clients that were asked in a round; none where there was no such round."""
         row = self.session.get(RoundRow, number)

@@ -87,7 +87,7 @@ def _store(settings: ServerSettings, folder: Path) -> Store:
         return Store(folder, database=database)
     if not database:
         raise BadSettings(
-            f"--state-dir {settings.state_dir} needs --database postgresql://USER@HOST/NAME: "
-            "SQLite needs a folder"
+            f"--state-dir {settings.state_dir.scheme}://… needs --database "
+            "postgresql://USER@HOST/NAME: SQLite needs a folder"
         )
     return Store(folder, elsewhere=str(settings.state_dir), database=database)

@@ -46,12 +46,17 @@ class Stage:
         if version == self.version:
             self.measured.add(client_id)
 
-    def note_answered(self, client_id: str, round_number: int, *, counts_in: int) -> None:
-        """Note that a client's delta for a round is here, and in which average it is."""
+    def note_answered(
+        self, client_id: str, round_number: int, *, counts_in: int, instead: int = 0
+    ) -> None:
+        """Note that a client's delta for a round is here, and in which average it is.
+
+        There it is `instead` of so many others.
+        """
         if round_number == self.round_number:
             self.answered.add(client_id)
         if counts_in == self.round_number:
-            self.arrived += 1
+            self.arrived += 1 - instead
 
     def turnout(self, *, stuck: set[str]) -> Turnout:
         """Who was asked in the open round, who answered, who left or is stuck; what came."""

@@ -43,8 +43,8 @@ class Store:
 
     def __init__(self, folder: Path, *, elsewhere: str = "", database: str = "") -> None:
         self.folder = folder
-        self.place = elsewhere or str(folder)
         self._elsewhere = Elsewhere(elsewhere) if elsewhere else None
+        self.place = self._elsewhere.url if self._elsewhere else str(folder)
         self._useless = folder / DELTAS / "useless"
         self._oldest_round = 0
         self._fetching = threading.Lock()
