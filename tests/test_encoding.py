@@ -101,7 +101,7 @@ def test_what_a_round_leaves_out_is_sent_later(tmp_path: Path, fmt: DeltaFormat)
 @pytest.mark.parametrize(
     ("index", "words"),
     [([0, 1, 1], "does not rise"), ([2, 1, 3], "does not rise"), ([0, 1, 200], "its bounds"),
-     ([-1, 0, 1], "does not rise")],
+     ([-1, 0, 1], "does not rise"), ([5, 2**31 - 1, -(2**31)], "does not rise")],
 )  # fmt: skip
 def test_places_that_do_not_rise_within_the_tensor_are_refused(
     tmp_path: Path, index: list[int], words: str

@@ -1,5 +1,6 @@
 """The server over real gRPC: a run by hand, and what each bad input gets."""
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,10 +13,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from safetensors.numpy import load, save
 
-from fedpdpo.common.errors import BadSettings
+from fedpdpo.common.errors import BadSettings, StorageAway
 from fedpdpo.common.layout import LoraLayout
 from fedpdpo.common.payload import CHUNK_BYTES
 from fedpdpo.common.wire import layout_to_messages
+from fedpdpo.server import daemon
 from fedpdpo.v1 import federation_pb2 as pb
 from fedpdpo.v1 import metrics_pb2, operator_pb2, payload_pb2, run_pb2
 from fedpdpo.v1.operator_pb2_grpc import OperatorServiceStub
@@ -419,3 +421,20 @@ def test_a_port_in_use_is_a_wrong_setting(tmp_path: Path) -> None:
         taken = rf"cannot listen on 127\.0\.0\.1:{port}"
         with pytest.raises(BadSettings, match=taken), running(second):
             pass
+
+
+def test_a_table_that_cannot_be_shown_ends_no_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = threading.Event()
+
+    def show() -> None:
+        shown.set()
+        raise StorageAway("the database does not answer")
+
+    monkeypatch.setattr(daemon, "_shown", lambda _: contextlib.nullcontext(show))
+    with running(settings(tmp_path)) as port, connected(port) as (stub, operator):
+        assert shown.wait(10)
+        ada = Client(stub, "ada")
+        ada.join()
+        assert "client_joined" in events(operator)

@@ -63,5 +63,7 @@ def test_what_was_refused_is_told_until_something_is_taken(clock: Clock) -> None
     presence.came("ada")
     presence.refused("ada", "the payload holds NaN")
     assert presence.remarks("ada", patience_s=50) == ["refused: the payload holds NaN"]
+    presence.refused("ada", "it says \x1b[2J \ud800")
+    assert presence.remarks("ada", patience_s=50) == ["refused: it says [2J "]
     presence.refused("ada", "")
     assert presence.remarks("ada", patience_s=50) == []

@@ -53,6 +53,8 @@ def framed(header: bytes) -> bytes:
         (framed(b"[]"), "not a valid safetensors file"),
         (framed(b'{"a": {"dtype": "F32", "shape": [true], "data_offsets": [0, 4]}}'), "malformed"),
         (framed(b'{"a": {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}}'), "malformed"),
+        (framed(b'{"\\ud800": 1}'), r"not printable: '\\ud800'"),
+        (framed(b'{"\\u001b[2J": 1}'), r"not printable: '\\x1b\[2J'"),
         (b"", "ends too early"),
         (b"1234567", "ends too early"),
     ],

@@ -132,6 +132,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _place(name: str, found: dict[str, Any], begin: int) -> Place:
+    if not name.isprintable():
+        raise ValueError(f"a tensor's name is not printable: {name[:200]!a}")
     dtype, shape, (first, last) = found["dtype"], found["shape"], found["data_offsets"]
     if dtype not in SIZES:
         raise ValueError(f"{name[:200]} has no known dtype")

@@ -34,6 +34,11 @@ def start_logging(level: str = "INFO", *, form: Literal["text", "json"] = "text"
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
+def printable(text: str) -> str:
+    """A text from outside without what changes a terminal or is no character."""
+    return "".join(letter for letter in text if letter.isprintable())
+
+
 class Fields(dict[str, object]):
     """An event and its values; as text `event key=value ...`, quoted where there are spaces."""
 
@@ -47,7 +52,8 @@ class Fields(dict[str, object]):
         for key, value in self.items():
             if key != "event":
                 text = f"{value:.4g}" if isinstance(value, float) else str(value)
-                shown.append(f"{key}={text!r}" if " " in text or not text else f"{key}={text}")
+                plain = text.isprintable() and " " not in text and text
+                shown.append(f"{key}={text}" if plain else f"{key}={text!r}")
         return " ".join(shown)
 
 

@@ -71,7 +71,7 @@ class Inspector:
         elif place.dtype == "BF16":
             good = bool(((values & 0x7F80) != 0x7F80).all())
         elif place.dtype == "I32" and len(values):
-            rising = values[0] > self._highest and (np.diff(values) > 0).all()
+            rising = values[0] > self._highest and (values[1:] > values[:-1]).all()
             if not rising or values[-1] >= self._contents.specs[place.name].below:
                 raise BadPayload(f"the payload's {place.name} does not rise within its bounds")
             self._highest = int(values[-1])

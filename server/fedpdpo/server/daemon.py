@@ -53,7 +53,7 @@ async def serve(
             )
             closing.callback(federation.store.close)
             closing.callback(
-                lambda: log.info(fields("server_stopped", state_dir=settings.state_dir))
+                lambda: log.info(fields("server_stopped", state_dir=federation.store.place))
             )
             onlookers = Onlookers(time.monotonic)
             endpoint = await Endpoint.open(
@@ -67,7 +67,7 @@ async def serve(
             log.info(
                 fields("serving", address=f"{settings.host}:{endpoint.port}",
                        run=federation.run.run_id, model=settings.model,
-                       state_dir=settings.state_dir)
+                       state_dir=federation.store.place)
             )  # fmt: skip
             show = closing.enter_context(_shown(federation))
             await _drive(federation, changes, stopping, onlookers, show)
@@ -85,11 +85,11 @@ async def _drive(
         try:
             while await asyncio.to_thread(step, federation):
                 pass
+            await asyncio.to_thread(show)
         except StorageFull as error:
             log.warning(fields("waiting_for_space", reason=str(error)))
         except StorageAway as error:
             log.warning(fields("waiting_for_storage", reason=str(error)))
-        await asyncio.to_thread(show)
         if federation.stage.ended and not federation.active() and not onlookers.awaited:
             return
         waits = [asyncio.create_task(change.wait()), asyncio.create_task(stopping.wait())]

@@ -45,19 +45,8 @@ class FederationService(FederationServiceServicer):
 
     async def Join(self, request: pb.JoinRequest, context: Any) -> pb.JoinResponse:
         """Enter a client."""
-        client_id = self._known(request)
-        shapes = tuple((spec.name, tuple(spec.shape)) for spec in request.lora_layout)
-        client = membership.Newcomer(
-            client_id=client_id,
-            backbone_fingerprint=request.backbone_fingerprint,
-            tokenizer_fingerprint=request.tokenizer_fingerprint,
-            layout=LoraLayout(shapes),
-            num_train_pairs=request.num_train_pairs,
-            num_eval_pairs=request.num_eval_pairs,
-            encodings=tuple(request.encodings),
-            zstd=request.zstd,
-        )
-        run, row = await asyncio.to_thread(membership.join, self._federation, client)
+        self._known(request)
+        run, row = await asyncio.to_thread(lambda: membership.join(self._federation, _new(request)))
         agreed = pb.DeltaFormat(encoding=row.encoding, topk_share=row.topk_share, zstd=row.zstd)
         return pb.JoinResponse(run=run_to_message(run), format=agreed)
 
@@ -163,3 +152,18 @@ def packed(task: Evaluate | Train | Finish) -> pb.GetAssignmentResponse:
         case Finish(version, stopped):
             finish = pb.FinishTask(adapter_version=version, stopped=stopped)
             return pb.GetAssignmentResponse(finish=finish)
+
+
+def _new(request: pb.JoinRequest) -> membership.Newcomer:
+    """A client as its message tells it; checking a large layout takes a moment."""
+    shapes = tuple((spec.name, tuple(spec.shape)) for spec in request.lora_layout)
+    return membership.Newcomer(
+        client_id=request.client_id,
+        backbone_fingerprint=request.backbone_fingerprint,
+        tokenizer_fingerprint=request.tokenizer_fingerprint,
+        layout=LoraLayout(shapes),
+        num_train_pairs=request.num_train_pairs,
+        num_eval_pairs=request.num_eval_pairs,
+        encodings=tuple(request.encodings),
+        zstd=request.zstd,
+    )

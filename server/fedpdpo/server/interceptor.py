@@ -8,9 +8,9 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc.aio import ServerInterceptor
 
-from fedpdpo.common.errors import BadRequest, Busy, FedPDPOError
+from fedpdpo.common.errors import BadRequest, Busy, FedPDPOError, StorageAway
 from fedpdpo.common.frames import PULL, PUSH, packed, parser
-from fedpdpo.common.log import fields
+from fedpdpo.common.log import fields, printable
 from fedpdpo.common.statuses import status_of, trailers_of
 from fedpdpo.common.tracing import served
 from fedpdpo.server.access import Access
@@ -109,9 +109,11 @@ async def _abort(context: Any, error: Exception, method: str) -> None:
     if isinstance(error, grpc.aio.AbortError):
         raise error
     if isinstance(error, FedPDPOError):
-        reason = str(error)[:_MAX_DETAILS_CHARS]
+        reason = printable(str(error))[:_MAX_DETAILS_CHARS]
         level = logging.DEBUG if isinstance(error, Busy) else logging.WARNING
         log.log(level, fields("refused", method=method.rpartition("/")[2], reason=reason))
+        if isinstance(error, StorageAway):  # where it is, is the operator's
+            reason = "the server's storage does not answer; ask again"
         await context.abort(status_of(error), reason, trailers_of(error, reason))
     log.error(fields("failed", method=method, error=repr(error)), exc_info=error)
     await context.abort(grpc.StatusCode.INTERNAL, "the server failed; its log says why")

@@ -7,6 +7,7 @@ from fedpdpo.common.encoding import DeltaFormat, Encoding
 from fedpdpo.common.errors import BadRequest, Forbidden, Mismatch, NotFound
 from fedpdpo.common.header import Contents
 from fedpdpo.common.layout import LoraLayout
+from fedpdpo.common.log import printable
 from fedpdpo.common.run import Run
 from fedpdpo.server.averaging import initial_adapter
 from fedpdpo.server.federation import Federation
@@ -149,5 +150,4 @@ def heartbeat(federation: Federation, client_id: str, *, activity: str, progress
     """Note that a client lives and how far it is. Raises NotFound."""
     federation.check_joined(client_id)
     share = min(max(0.0, progress), 1.0)  # in this order NaN becomes 0
-    shown = "".join(letter for letter in activity if letter.isprintable())
-    federation.presence.heard(client_id, activity=shown[:100], progress=share)
+    federation.presence.heard(client_id, activity=printable(activity)[:100], progress=share)

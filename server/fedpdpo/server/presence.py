@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from fedpdpo.common.log import printable
+
 #: So many joins within so many seconds are worth a remark.
 _FLAPS = 4
 _FLAPPING_S = 600.0
@@ -49,7 +51,7 @@ class Presence:
     def refused(self, client_id: str, reason: str) -> None:
         """Note why a delta of a client heard before was refused; empty: one was taken."""
         if client_id in self._signs:
-            self._refusals[client_id] = reason
+            self._refusals[client_id] = printable(reason)
 
     def remarks(self, client_id: str, *, patience_s: float) -> list[str]:
         """What is the matter with a client, for people: silent, stuck, flapping or wrong."""
