@@ -137,6 +137,11 @@ def test_the_reward_model_takes_chat_messages(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(out)
     turns = [{"role": "user", "content": PROMPT}]
     together = theirs.score(tokenizer, turns, ANSWERS)
+    own = ranked(left.policy, tokenizer, left.run.method, PROMPT, ANSWERS, chat=True,
+                 max_tokens=256)  # fmt: skip
+    by_answer = {one.answer: one.explicit for one in own}
+    expected = torch.tensor([by_answer[answer] for answer in ANSWERS])
+    torch.testing.assert_close(together.cpu(), expected, rtol=1e-4, atol=1e-5)
     alone = torch.cat([theirs.score(tokenizer, turns, [answer]) for answer in ANSWERS])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
     assert together.std() > 0
@@ -227,6 +232,21 @@ def test_answers_are_ranked_with_the_clients_own_rewards(
     assert by_answer[first].explicit == pytest.approx(float(own.chosen_rewards), abs=1e-5)
     told_margin = by_answer[first].combined - by_answer[second].combined
     assert told_margin == pytest.approx(implicit + left.run.method.alpha * explicit, abs=1e-4)
+
+
+def test_answers_are_ranked_after_the_same_prompt_on_a_path_that_suits(tmp_path: Path) -> None:
+    left = Left(tmp_path / "left")
+    policy, tokenizer, method = left.policy, tiny_tokenizer(), left.run.method
+    policy.decoder.checked = False
+    prompt, long = "a film that " * 8, " enthrals" * 6
+    found = ranked(policy, tokenizer, method, prompt, [" bores", " moves", long], chat=False,
+                   max_tokens=80)  # fmt: skip
+    assert policy.checked
+    short = ranked(policy, tokenizer, method, prompt[-(80 - len(long) - 1):], [" bores", " moves"],
+                   chat=False, max_tokens=80)  # fmt: skip
+    assert {one.answer: one.combined for one in short}.items() <= {
+        one.answer: pytest.approx(one.combined, abs=1e-4) for one in found
+    }.items()
 
 
 @pytest.mark.parametrize(

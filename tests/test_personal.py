@@ -3,13 +3,17 @@
 import io
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from fedpdpo.client.data.preferences import Preference
+from fedpdpo.client.data.tokens import pair_tokens
 from fedpdpo.client.exporting.personal import export, load
 from fedpdpo.client.model.packing import pack
 from fedpdpo.client.model.policy import Policy
@@ -111,6 +115,30 @@ def test_the_plain_answer_is_the_untouched_models_and_the_personal_one_uses_the_
         policy.private.head.weight[backbone.tokenizer.eos_token_id] = 1e-9
     assert speaker.continuation("the film", plain=True) == expected
     assert speaker.continuation("the film") != expected
+
+
+def test_a_text_is_gone_on_from_as_it_was_trained_with_what_begins_a_text(exported: Path) -> None:
+    policy, backbone, _ = load(exported, model=None, device=CPU, dtype=torch.float32)
+    tokenizer = backbone.tokenizer
+    tokenizer.bos_token = "<|im_start|>"
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", tokenizer.bos_token_id)]
+    )
+    given: list[Tensor] = []
+
+    def generate(**settings: Any) -> Tensor:
+        given.append(settings["input_ids"])
+        return given[-1]
+
+    policy.peft_model.generate = generate
+    speaker = Speaker(policy, tokenizer, max_new_tokens=4, temperature=0)
+    speaker.continuation("the film")
+    speaker.reply([{"role": "user", "content": "hi"}])
+    tokenizer.chat_template = None
+    speaker.reply([{"role": "user", "content": "the film"}])
+    trained = pair_tokens(Preference("the film", " a", " b"), tokenizer, max_tokens=64)
+    assert given[0].tolist() == given[2].tolist() == [list(trained.prompt)]
+    assert tokenizer.decode(given[1][0]).startswith("<|im_start|>user")
 
 
 def test_a_reply_goes_on_from_the_rendered_conversation(exported: Path) -> None:

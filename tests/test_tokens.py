@@ -32,8 +32,38 @@ def test_messages_go_through_the_chat_template() -> None:
     )  # fmt: skip
     tokens = pair_tokens(Preference(ask, good, bad), TOKENIZER, max_tokens=64)
     assert text_of(tokens.prompt) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
-    assert text_of(tokens.chosen) == "hello<|im_end|>\n"
-    assert text_of(tokens.rejected) == "go<|im_end|>\n"
+    assert text_of(tokens.chosen) == "hello<|im_end|>"
+    assert text_of(tokens.rejected) == "go<|im_end|>"
+
+
+def test_a_template_without_a_token_that_ends_a_turn_is_taken_as_it_is() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n"
+        "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    chat = Preference(*((Message(role, f"{word} "),) for role, word in (
+        ("user", "hi"), ("assistant", "hello"), ("assistant", "go"))))  # fmt: skip
+    tokens = pair_tokens(chat, tokenizer, max_tokens=64)
+    assert text_of(tokens.prompt) == "user: hi \nassistant: "
+    assert text_of(tokens.chosen) == "hello \n"
+
+
+def test_a_pairs_tokens_do_not_depend_on_the_day() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}\n" + CHAT_TEMPLATE
+    chat = Preference(*((Message(role, word),) for role, word in (
+        ("user", "hi"), ("assistant", "hello"), ("assistant", "go"))))  # fmt: skip
+    tokens = pair_tokens(chat, tokenizer, max_tokens=128)
+    assert text_of(tokens.prompt).startswith("26 Jul 2024\n<|im_start|>user")
+
+
+def test_a_conversation_that_the_template_refuses_is_bad_data() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
+    chat = Preference(*((Message("user", word),) for word in "abc"))
+    with pytest.raises(BadData, match="refuses a conversation of the data: System role not"):
+        pair_tokens(chat, tokenizer, max_tokens=64)
 
 
 def test_messages_without_a_chat_template_are_refused() -> None:

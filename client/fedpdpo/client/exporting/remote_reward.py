@@ -63,7 +63,7 @@ class RewardModel(Base):
         for answer in answers:
             start, whole = _texts(tokenizer, prompt, answer)
             begun = _ids(tokenizer, start, bos=isinstance(prompt, str))
-            rows.append((begun + _ids(tokenizer, whole))[:-1])
+            rows.append((begun + _ended(tokenizer, _ids(tokenizer, whole)))[:-1])
             lengths.append(len(begun))
         padded = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
         mask = nn.utils.rnn.pad_sequence([torch.ones(len(row)) for row in rows], batch_first=True)
@@ -83,6 +83,15 @@ def _texts(tokenizer: Any, prompt: Any, answer: str) -> tuple[str, str]:
     start = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
     whole = tokenizer.apply_chat_template(turns, tokenize=False)
     return start, whole.removeprefix(start)
+
+
+def _ended(tokenizer: Any, ids: list[int]) -> list[int]:
+    """An answer without the blanks that a template puts behind the token that ends a turn."""
+    last = len(ids)
+    while last > 1 and not tokenizer.decode(ids[last - 1 : last]).strip():
+        last -= 1
+    token = tokenizer.added_tokens_decoder.get(ids[last - 1]) if ids else None
+    return ids[:last] if token is not None and token.special else ids
 
 
 def _ids(tokenizer: Any, text: str, *, bos: bool = False) -> list[int]:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedpdpo.client.data.tokens import rendered, text_ids
 from fedpdpo.client.model.policy import Policy
 
 Turn = dict[str, str]
@@ -56,19 +57,17 @@ class Speaker:
         Without a chat template the last turn's text is continued.
         """
         if self._tokenizer.chat_template:
-            text = self._tokenizer.apply_chat_template(
-                list(turns), tokenize=False, add_generation_prompt=True
-            )
-        else:
-            text = turns[-1]["content"]
-        return self.continuation(text, plain=plain)
+            text = rendered(self._tokenizer, turns, reply=True)
+            return self._answer(self._tokenizer(text, add_special_tokens=False)["input_ids"], plain)
+        return self.continuation(turns[-1]["content"], plain=plain)
 
     def continuation(self, text: str, *, plain: bool = False) -> str:
         """How the personal model, or the plain backbone, goes on from a text."""
-        encoded = self._tokenizer(text, add_special_tokens=False, return_tensors="pt")
-        encoded = {
-            key: encoded[key].to(self._model.device) for key in ("input_ids", "attention_mask")
-        }
+        return self._answer(text_ids(self._tokenizer, text), plain)
+
+    def _answer(self, prompt: Sequence[int], plain: bool) -> str:
+        given = torch.tensor([prompt], device=self._model.device)
+        encoded = {"input_ids": given, "attention_mask": torch.ones_like(given)}
         self._output.plain = plain
         with torch.no_grad():
             if plain:
@@ -76,6 +75,6 @@ class Speaker:
                     ids = self._model.generate(**encoded, **self._settings)
             else:
                 ids = self._model.generate(**encoded, **self._settings)
-        answer = ids[0, encoded["input_ids"].shape[1] :]
+        answer = ids[0, len(prompt) :]
         decoded: str = self._tokenizer.decode(answer, skip_special_tokens=True)
         return decoded.strip()

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,20 +55,26 @@ def ranked(
 ) -> list[Scored]:
     """Answers to a prompt, the one most to the client's taste first.
 
-    With `chat` the prompt is a user's message, else text that the answers go on from. Raises
-    BadData for fewer than two different answers, or blank ones.
+    With `chat` the prompt is a user's message, else text that the answers go on from; where that is
+    cut it is cut alike for all. Raises BadData for fewer than two different answers, or blank ones;
+    BadModel where no way of computing them suits the model.
     """
     different = list(dict.fromkeys(answers))
     if len(different) < 2:
         raise BadData("give two or more different answers; one alone cannot be ranked")
     asked = (Message("user", prompt),) if chat else prompt
-    found = []
+    pairs = []
     for number, answer in enumerate(different):
-        other = different[number - 1]
-        texts = (answer, other)
+        texts = (answer, different[number - 1])
         chosen, rejected = ((Message("assistant", one),) for one in texts) if chat else texts
         preference = Preference(asked, chosen, rejected)
-        tokens = pair_tokens(preference, tokenizer, max_tokens=max_tokens)
+        pairs.append(pair_tokens(preference, tokenizer, max_tokens=max_tokens))
+    shortest = min(len(pair.prompt) for pair in pairs)
+    pairs = [replace(pair, prompt=pair.prompt[-shortest:]) for pair in pairs]
+    if not policy.checked:
+        policy.check(max(pairs, key=len))
+    found = []
+    for answer, tokens in zip(different, pairs, strict=True):
         packed = pack([tokens], [0], device=policy.device)
         with torch.no_grad():
             own = policy.scores(packed, policy.hidden(packed))
