@@ -192,6 +192,15 @@ def test_a_module_changes_neither_its_input_nor_the_gradient_it_is_given(tmp_pat
         assert torch.equal(by_y, before[1]), name
 
 
+def test_a_norms_float32_goes_into_a_bfloat16_layer_as_autocast_has_it(tmp_path: Path) -> None:
+    lean = model_of(tmp_path, dtype=torch.bfloat16)
+    make_lean(lean)
+    layer = next(part for name, part in replaced(lean).items() if name.endswith("q_proj"))
+    x = torch.randn(3, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer(x), layer(x.bfloat16()))
+
+
 def test_a_disabled_adapter_gives_the_base_layers_output(tmp_path: Path) -> None:
     model = model_of(tmp_path, family="qwen2")
     make_lean(model)

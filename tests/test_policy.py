@@ -1,6 +1,8 @@
 """The policy: packing is exact, the start is the plain model, the reference never moves."""
 
+import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -240,6 +242,22 @@ def test_a_model_with_another_head_or_other_layers_is_refused_by_reason(
         tiny_policy(tmp_path, tiny_run())
 
 
+@pytest.mark.parametrize(
+    ("family", "config", "words"),
+    [
+        ("falcon_h1", {"lm_head_multiplier": 0.02}, "changes the logits of its LLM head"),
+        ("gemma3_text", {"final_logit_softcapping": 1.0}, "by final_logit_softcapping"),
+    ],
+)
+def test_a_model_that_changes_its_heads_logits_is_refused(
+    tmp_path: Path, family: str, config: dict[str, Any], words: str
+) -> None:
+    tiny_backbone(save_tiny_model(tmp_path / "plain", family=family))
+    save_tiny_model(tmp_path / "changed", family=family, **config)
+    with pytest.raises(BadModel, match=words):
+        tiny_backbone(tmp_path / "changed")
+
+
 def test_a_model_that_cannot_be_split_is_run_whole(
     model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -253,6 +271,50 @@ def test_a_model_that_cannot_be_split_is_run_whole(
         policy.check(tiny_pairs()[0])
     assert "path=blocks trunk_layers=0" in caplog.text
     assert not policy.has_trunk
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shape is invalid"), torch.OutOfMemoryError()])
+def test_a_trunk_that_fails_is_left_out_unless_memory_is_what_lacks(
+    model: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    policy = tiny_policy(model, tiny_run())
+
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(policy.decoder, "upper", fails)
+    if isinstance(error, torch.OutOfMemoryError):
+        with pytest.raises(torch.OutOfMemoryError):
+            policy.check(tiny_pairs()[0])
+    else:
+        policy.check(tiny_pairs()[0])
+        assert not policy.has_trunk
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"rms_norm_eps": 1e-3},
+        {"hidden_act": "gelu"},
+        {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 4},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+        {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
+    ],
+)
+def test_the_same_weights_by_another_configuration_are_another_backbone(
+    model: Path, tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    known = tiny_backbone(model).fingerprint
+    shutil.copytree(model, tmp_path / "other")
+    file = tmp_path / "other/config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(config), encoding="utf-8")
+    assert tiny_backbone(tmp_path / "other").fingerprint == known
+    rounded = {"rms_norm_eps": config["rms_norm_eps"] * (1 + 1e-7), "use_cache": False}
+    file.write_text(json.dumps(config | rounded), encoding="utf-8")
+    assert tiny_backbone(tmp_path / "other").fingerprint == known
+    file.write_text(json.dumps(config | changed), encoding="utf-8")
+    assert tiny_backbone(tmp_path / "other").fingerprint != known
 
 
 @pytest.mark.parametrize("kept", [0, 2**26])

@@ -28,6 +28,21 @@ class Backbone:
 #: without gradients; such a layer passes no gradient back from then on.
 _PACKS_FOR_INFERENCE = "support_avx512bf16_for_cpu"
 
+#: A model's own logits may be off by so much, as a share: rounding in bfloat16 or 4 bits.
+_MOST_OFF = 0.02
+
+#: What changes a head's logits, and where it does not.
+_NEUTRAL = {"final_logit_softcapping": None, "logit_scale": 1, "logits_scaling": 1}
+
+#: What of a configuration changes what the same weights give.
+_SHAPING = (
+    "hidden_act", "hidden_activation", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "rope_parameters",
+    "partial_rotary_factor", "sliding_window", "layer_types", "attn_logit_softcapping",
+    "query_pre_attn_scalar", "attention_multiplier", "embedding_multiplier",
+    "residual_multiplier", "num_experts_per_tok", "norm_topk_prob",
+)  # fmt: skip
+
 
 def load_backbone(
     name: str,
@@ -73,6 +88,7 @@ def load_backbone(
     for layer in model.modules():
         if hasattr(layer, _PACKS_FOR_INFERENCE):
             setattr(layer, _PACKS_FOR_INFERENCE, False)
+    _refuse_changed_logits(model, name)
     return Backbone(model, tokenizer, weights, tokenizer_fingerprint(tokenizer))
 
 
@@ -104,22 +120,54 @@ def _refuse_unknown_heads(model: Any, name: str) -> None:
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear) or head.bias is not None:
         raise BadModel(f"the LLM head of {name} is no plain linear layer without bias")
-    for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        if getattr(model.config, key, None) not in (None, 1, 1.0):
+    config = model.config.get_text_config()
+    for key, neutral in _NEUTRAL.items():
+        if getattr(config, key, None) not in (None, neutral):
             raise BadModel(f"the LLM head of {name} changes its logits by {key}; not supported")
 
 
-def fingerprint(model: nn.Module) -> str:
-    """SHA-256 over names, shapes and values rounded to bfloat16, in the order of the names.
+def _refuse_changed_logits(model: Any, name: str) -> None:
+    """A model must give the logits that its head makes of its decoder's states, and no others."""
+    head = model.get_output_embeddings()
+    ids = torch.arange(8, device=head.weight.device)[None] % head.weight.shape[0]
+    with torch.no_grad():
+        states = model.get_decoder()(input_ids=ids, use_cache=False)[0]
+        if states.shape[-1] != head.in_features:
+            return  # these are no states of this head; Policy.check says so
+        own = head(states).float()
+        logits = model(input_ids=ids, use_cache=False).logits.float()
+    off = float((logits - own).norm() / own.norm())
+    if not off <= _MOST_OFF:
+        raise BadModel(
+            f"{name} changes the logits of its LLM head (by {100 * off:.3g} %); not supported"
+        )
 
-    Rounding makes it the same whether the weights were stored and loaded in float32 or bfloat16.
+
+def fingerprint(model: Any) -> str:
+    """SHA-256 over what a model computes with, in the order of the names.
+
+    That is names, shapes and values rounded to bfloat16, which makes it the same whether the
+    weights were stored and loaded in float32 or bfloat16; and what of the configuration changes
+    the result, to four digits, since other formats keep it in float32.
     """
     digest = hashlib.sha256()
+    config = model.config.get_text_config().to_dict()
+    shaping = {key: _rounded(config[key]) for key in _SHAPING if config.get(key) is not None}
+    digest.update(json.dumps(shaping, sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(json.dumps([name, list(tensor.shape)]).encode())
         bits = tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16)
         digest.update(memoryview(bits.numpy()).cast("B"))
     return digest.hexdigest()
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _rounded(one) for key, one in value.items() if one is not None}
+    if isinstance(value, list | tuple):
+        return [_rounded(one) for one in value]
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return f"{value:.4g}" if is_number else value
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -152,7 +200,7 @@ def device_of(name: str) -> torch.device:
 def dtype_of(name: str, device: torch.device) -> torch.dtype:
     """The precision that `auto`, `float32` or `bfloat16` means on a device."""
     if name == "auto":
-        low = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        low = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if low else torch.float32
     found: torch.dtype = getattr(torch, name)
     return found

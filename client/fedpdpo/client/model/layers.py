@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from fedpdpo.client.model.attention import BLOCKS
-from fedpdpo.client.model.packing import Pack
+from fedpdpo.client.model.packing import Pack, first_places
 
 #: How a pack goes through the decoder, the fastest first: one sequence whose attention goes by
 #: pair; one sequence with a mask of T x T; each response with its prompt in a padded row.
@@ -86,8 +86,7 @@ class SplitDecoder:
             use_cache=False,
         )[0]
         here = (padded >= 0).flatten().nonzero()[:, 0]
-        places = torch.full_like(pack.token_ids, padded.numel())
-        places.scatter_reduce_(0, padded.flatten()[here], here, "amin")
+        places = here[first_places(padded.flatten()[here], len(pack.token_ids))]
         return cast(Tensor, hidden.flatten(0, 1)[places])
 
     def _attend_by(self, implementation: str) -> None:

@@ -77,6 +77,7 @@ def _same(module: Any, forward: Callable[..., Tensor]) -> bool:
 def _lora_forward(module: Any, x: Tensor) -> Tensor:
     """Y = x W' + bias + (alpha / R) x A' B'. Shapes: (..., I) -> (..., O)."""
     base = module.base_layer
+    x = x.to(base.weight.dtype)  # a norm may give float32 under autocast
     if module.disable_adapters:
         return F.linear(x, base.weight, base.bias)
     a, b = module.lora_A["default"].weight, module.lora_B["default"].weight

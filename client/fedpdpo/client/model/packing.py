@@ -109,7 +109,7 @@ class Pack:
     @cached_property
     def answers(self) -> Tensor:
         """Where each token lies first among the queries laid end to end: (T,)."""
-        return _first_places(self.asked, len(self.token_ids))
+        return first_places(self.asked, len(self.token_ids))
 
     @cached_property
     def seen(self) -> Tensor:
@@ -119,7 +119,7 @@ class Pack:
     @cached_property
     def places(self) -> Tensor:
         """Where each token lies first among the keys laid end to end: (T,)."""
-        return _first_places(self.seen, len(self.token_ids))
+        return first_places(self.seen, len(self.token_ids))
 
     @cached_property
     def repeats(self) -> Tensor:
@@ -258,10 +258,12 @@ def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
     return torch.tensor([[*row, *[row[0]] * (longest - len(row))] for row in rows])
 
 
-def _first_places(places: Tensor, num_tokens: int) -> Tensor:
-    order = torch.arange(len(places), device=places.device)
-    found = places.new_full((num_tokens,), len(places))
-    return found.scatter_reduce_(0, places, order, "amin")
+def first_places(places: Tensor, num_tokens: int) -> Tensor:
+    """Where each of so many tokens comes first among places; not every device can compute it."""
+    on_cpu = places.cpu()
+    found = on_cpu.new_full((num_tokens,), len(places))
+    found.scatter_reduce_(0, on_cpu, torch.arange(len(places)), "amin")
+    return found.to(places.device)
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

@@ -171,7 +171,9 @@ class Policy:
         try:
             chosen, rejected = self._of_responses(pair)
             _, other = self._of_responses(swapped)
-        except (NotImplementedError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
             return f"{type(error).__name__}: {error}"
         off = float(_shares(torch.cat([chosen, rejected]), torch.cat(list(alone))).mean())
         leak = float(_shares(other, rejected).max())

@@ -57,9 +57,9 @@ def margins(
             for view, rows in found.items():
                 scores = policy.scores(batch, h, personalized=view)
                 implicit = implicit_margin(scores, reference, beta=method.beta)
-                rows[0, numbers] = implicit.double().cpu()
-                rows[1, numbers] = explicit_margin(scores).double().cpu()
-                shift = scores.chosen_logps.double().cpu() - pairs.reference_logps[numbers, 0]
+                rows[0, numbers] = implicit.cpu().double()
+                rows[1, numbers] = explicit_margin(scores).cpu().double()
+                shift = scores.chosen_logps.cpu().double() - pairs.reference_logps[numbers, 0]
                 rows[2, numbers] = shift / num_tokens[numbers]
             advance(len(numbers))
     return [Margins(*rows) for rows in found.values()]
