@@ -6,6 +6,8 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
@@ -136,6 +138,13 @@ def test_files_of_one_stem_are_two_clients(tmp_path: Path) -> None:
     ]  # fmt: skip
     named = divided(keyed, Partition(by="files", min_pairs=2), num_clients=0, seed=0)
     assert named.keys() == {"ada.json", "ada.jsonl", "bea"}
+
+
+def test_keys_are_read_from_parquet_too(tmp_path: Path) -> None:
+    table = pa.Table.from_pylist([record(domain="x"), record(domain="y")])
+    pq.write_table(table, tmp_path / "ada.parquet")
+    by_field = Partition(by="field", field="domain")
+    assert [one.key for one in read_keyed(tmp_path, by_field)] == ["x", "y"]
 
 
 def test_a_record_without_the_field_or_without_an_answer_is_told_by_its_place(

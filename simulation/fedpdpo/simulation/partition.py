@@ -48,7 +48,7 @@ def read_keyed(path: Path, how: Partition) -> list[Keyed]:
     stems = Counter(file.stem for file in files)
     for file in files:
         by_file = file.stem if stems[file.stem] == 1 else file.name
-        for record in records_in(file):
+        for record in records_in(file, also=[how.field] if how.field else []):
             if isinstance(record, Flaw):
                 raise BadData(f"{record.place}: {record.reason}")
             try:

@@ -5,7 +5,7 @@ without a word of what the file holds, as training text is private.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -57,15 +57,19 @@ def files_in(path: Path) -> tuple[Path, ...]:
     return (path,)
 
 
-def records_in(file: Path) -> Iterator[Record | Flaw]:
+def records_in(file: Path, *, also: Sequence[str] = ()) -> Iterator[Record | Flaw]:
     """Read a data file, whose ending is one of ENDINGS, record by record.
 
-    Raises BadData where the file cannot be opened or read, or Parquet is not installed.
+    Of Parquet's columns those of preferences are read, and `also` these. Raises BadData where the
+    file cannot be opened or read, or Parquet is not installed.
     """
-    read = {".jsonl": _json_lines, ".json": _json, ".parquet": _parquet}[file.suffix.lower()]
+    ending = file.suffix.lower()
     try:
         with file.open("rb") as stream:
-            yield from read(stream, str(file))
+            if ending == ".parquet":
+                yield from _parquet(stream, str(file), (*KEYS, *also))
+            else:
+                yield from (_json if ending == ".json" else _json_lines)(stream, str(file))
     except OSError as error:
         raise BadData(f"cannot read {file}: {error.strerror}") from error
 
@@ -117,7 +121,7 @@ def _decoded(text: bytes, file: str, *, first_line: int) -> Record | Flaw:
         return Flaw(place, "JSON with a number too long or nested too deep")
 
 
-def _parquet(stream: BinaryIO, file: str) -> Iterator[Record | Flaw]:
+def _parquet(stream: BinaryIO, file: str, keys: Sequence[str]) -> Iterator[Record | Flaw]:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -128,7 +132,7 @@ def _parquet(stream: BinaryIO, file: str) -> Iterator[Record | Flaw]:
     num_rows = 0
     try:
         parquet = pq.ParquetFile(stream)
-        present = [key for key in KEYS if key in parquet.schema_arrow.names]
+        present = [key for key in keys if key in parquet.schema_arrow.names]
         if missing := [key for key in KEYS[1:] if key not in present]:
             yield Flaw(file, f"no column {missing[0]!r}; {keys_shown(parquet.schema_arrow.names)}")
             return
