@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedpdpo.client import PersonalPolicy
+from fedpdpo.client.data.preferences import read_preferences
 from fedpdpo.client.settings import ClientSettings
 from fedpdpo.common.settings import load_settings
 from fedpdpo.server.settings import ServerSettings
@@ -98,3 +99,12 @@ def test_the_settings_are_known(path: Path) -> None:
             load_settings(ClientSettings, flags, program="fedpdpo-client")
         case _:
             load_settings(SimulationSettings, [*flags, "--data", "x.jsonl"], program="fedpdpo")
+
+
+def test_the_files_to_try_are_two_opposite_tastes() -> None:
+    ada, bea = (read_preferences(EXAMPLES / f"prefs/{name}.jsonl").preferences
+                for name in ("ada", "bea"))  # fmt: skip
+    assert len(ada) == len(set(ada)) == 24
+    assert [(one.prompt, one.rejected, one.chosen) for one in ada] == [
+        (one.prompt, one.chosen, one.rejected) for one in bea
+    ]
