@@ -18,8 +18,8 @@ from compare import paired_bootstrap
 from fedpdpo.client.state import ClientState
 from fedpdpo.common.files import sha256_of
 from methods import METHODS
-from partitions import SETTINGS, Setting, annotators
-from plan import RATES, ROUNDS, ROWS, Opened, chosen_rate, table_cell, table_cells
+from partitions import SETTINGS, Setting, annotators, domains
+from plan import RATES, ROUNDS, ROWS, Opened, choice, chosen_rate, table_cell, table_cells
 from processes import stage
 from report import BenchmarkError
 from tiny import save_tiny_model, tiny_records
@@ -34,10 +34,11 @@ def data(tmp_path: Path) -> Path:
     """A pool of two people with opposite tastes, as the benchmark reads it."""
     for seed, (part, num) in enumerate((("train", 40), ("eval", 60))):
         lines = [
-            json.dumps(record | {key: record[key].strip() for key in ("chosen", "rejected")}
-                       | {"annotator": name})
+            json.dumps(record | {"annotator": name}
+                       | {key: f"{part} {place}:{record[key]}" for key in ("chosen", "rejected")})
             for name, taste in PEOPLE.items()
-            for record in tiny_records(seed=seed, num=num, taste=taste, opening=f"{part} says")
+            for place, record in enumerate(
+                tiny_records(seed=seed, num=num, taste=taste, opening=f"{part} says"))
         ]  # fmt: skip
         (tmp_path / f"{POOL}.{part}.jsonl").write_text("\n".join(lines) + "\n")
     pools.cache_clear()
@@ -75,6 +76,31 @@ def test_a_seed_draws_the_pairs_to_train_on_and_no_others(data: Path, setting: S
         assert [len(one[name][split]) for split in SPLITS] == [16, 8, 8]
 
 
+def test_nobody_trains_on_an_answer_that_somebody_is_tested_on(
+    data: Path, setting: Setting
+) -> None:
+    file = data / f"{POOL}.train.jsonl"
+    held = json.loads((data / f"{POOL}.eval.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    mixed = held | {"rejected": "train and another answer"}
+    file.write_text(file.read_text(encoding="utf-8") + json.dumps(mixed) + "\n", encoding="utf-8")
+    pools.cache_clear()
+    assert len(pools(POOL, data)["train"]) == 81
+    whole = annotators(POOL, pairs=1000)(0, data)
+    assert sum(len(client["train"]) for client in whole.values()) == 80
+    for client in whole.values():
+        assert all("train" in pair.chosen + pair.rejected for pair in client["train"])
+
+
+def test_a_domain_has_pairs_that_need_no_cutting(data: Path) -> None:
+    lengths = [pair.num_chars for pair in pools(POOL, data)["train"]]
+    middle = sorted(lengths)[40]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("partitions.SHORT", middle)
+        short = domains((POOL,), pairs=1000, short=True)(0, data)[POOL]["train"]
+    assert len(short) == sum(length <= middle for length in lengths) < len(lengths)
+    assert len(domains((POOL,), pairs=1000)(0, data)[POOL]["train"]) == len(lengths)
+
+
 def test_data_that_are_missing_are_named_with_where_they_can_be_had(tmp_path: Path) -> None:
     pools.cache_clear()
     with pytest.raises(BenchmarkError, match=r"persona_say.train.jsonl is missing: .*anthropics"):
@@ -96,6 +122,17 @@ def test_the_rate_that_was_best_on_tune_is_taken(setting: Setting) -> None:
         found = tuned("fedavg", {rate: 0.7 if rate == best else 0.6 for rate in RATES})
         cell = table_cell(found, ROWS["fedavg"], "two", 1)
         assert (cell.rate, cell.split, cell.seed) == (best, "test", 1)
+
+
+def test_the_rate_and_the_stage_are_chosen_together(setting: Setting) -> None:
+    found = tuned("local", {1.0: 0.6, 3.0: 0.7, 10.0: 0.5})
+    (low,) = tuned("local", {1.0: 0.6})
+    found[low]["clients"]["ada"]["after"] = {"combined": 0.8}
+    assert choice(found, ROWS["local"]) == (1.0, "after")
+    fixed = tuned("fedavg", {1.0: 0.6, 3.0: 0.7, 10.0: 0.5})
+    assert choice(fixed, ROWS["fedavg"]) == (3.0, "after")
+    assert choice(fixed, ROWS["fedavg-ft"]) == (3.0, "local")
+    assert choice({}, ROWS["base"]) == (1.0, "after")
 
 
 def test_no_table_before_every_rate_was_tried(setting: Setting) -> None:
@@ -158,6 +195,8 @@ def test_the_bootstrap_gives_the_mean_difference_and_an_interval_around_it() -> 
     assert mean == pytest.approx(0.2)
     assert 0.1 < low < 0.2 < high < 0.3
     assert paired_bootstrap(ours, ours, stages=("local", "local")) == (0, 0, 0)
+    thrice = (dict.fromkeys(range(3), cells[0]) for cells in (ours, theirs))
+    assert paired_bootstrap(*thrice, stages=("local", "local")) == (mean, low, high)
     with pytest.raises(BenchmarkError, match="no seed in common"):
         paired_bootstrap(ours, {2: theirs[0]}, stages=("local", "local"))
 

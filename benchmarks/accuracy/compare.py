@@ -83,22 +83,22 @@ def paired_bootstrap(
 ) -> tuple[float, float, float]:
     """Difference of two rows' mean accuracies, and the middle 95 % of what resampling gives.
 
-    Each client's pairs are drawn anew, the same for both rows; clients stay, and those seeds that
-    both have been run with. Raises BenchmarkError where there is none.
+    Each client's pairs are drawn anew, the same for both rows and for all seeds that both have
+    been run with: where these test on the same pairs, more seeds are not more pairs. Clients stay.
+    Raises BenchmarkError where the rows have no seed in common.
     """
     seeds = sorted(ours.keys() & theirs.keys())
     if not seeds:
         raise BenchmarkError("the two rows have no seed in common")
     rng = np.random.default_rng(0)
     differences, means = [], []
-    for seed in seeds:
-        for name, client in ours[seed]["clients"].items():
-            other = theirs[seed]["clients"][name]
-            one, two = client[stages[0]]["right"], other[stages[1]]["right"]
-            apart = _points(one) - _points(two)
-            drawn = rng.integers(0, len(apart), (DRAWS, len(apart)))
-            means.append(float(apart.mean()))
-            differences.append(apart[drawn].mean(axis=1))
+    for name in ours[seeds[0]]["clients"]:
+        marks = [(ours[seed]["clients"][name][stages[0]]["right"],
+                  theirs[seed]["clients"][name][stages[1]]["right"]) for seed in seeds]  # fmt: skip
+        apart = np.mean([_points(one) - _points(two) for one, two in marks], axis=0)
+        drawn = rng.integers(0, len(apart), (DRAWS, len(apart)))
+        means.append(float(apart.mean()))
+        differences.append(apart[drawn].mean(axis=1))
     low, high = np.quantile(np.mean(differences, axis=0), (0.025, 0.975))
     return fmean(means), float(low), float(high)
 

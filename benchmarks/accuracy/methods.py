@@ -82,6 +82,10 @@ class Method:
 #: A federation of one goes on from its own LoRA, to which its moments belong.
 ALONE: dict[str, Any] = {"lora_moments": "keep"}
 
+#: What FedPer and FedRep have. As in their papers the head learns as fast as the rest.
+PRIVATE_HEAD: dict[str, Any] = {"reward_head": False, "bottleneck": 0,
+                                "head_lr": MethodSettings().lora_lr}  # fmt: skip
+
 METHODS = {
     one.name: one
     for one in (
@@ -90,14 +94,15 @@ METHODS = {
         Method("fedavg", "FedAvg-DPO", "baseline", BARE),
         Method("fedprox", "FedProx-DPO", "baseline", BARE | {"proximal": MU}),
         Method("ditto", "Ditto", "baseline", BARE, twin=True),
-        Method("fedper", "FedPer: FedAvg-DPO, private head", "baseline",
-               {"reward_head": False, "bottleneck": 0}),
+        Method("fedper", "FedPer: FedAvg-DPO, private head", "baseline", PRIVATE_HEAD),
         Method("fedrep", "FedRep: FedPer, head first", "baseline",
-               {"reward_head": False, "bottleneck": 0, "schedule": "private_then_shared"}),
+               PRIVATE_HEAD | {"schedule": "private_then_shared"}),
         Method("fedpdpo", "FedPDPO", "ours"),
         Method("less-head", "less private head", "ablation", {"head": "frozen"}),
         Method("less-reward", "less reward head", "ablation", {"reward_head": False}),
         Method("less-bottleneck", "less bottleneck adapter", "ablation", {"bottleneck": 0}),
         Method("less-sharing", "less sharing", "ablation", ALONE, shares=False),
+        Method("reward-alone", "reward head alone, no federation", "ablation",
+               BARE | ALONE | {"reward_head": True, "lora_lr": 1e-9}, shares=False),
     )
 }  # fmt: skip

@@ -1,5 +1,6 @@
 """A client that joins after the run: what the shared LoRA gives it against starting alone."""
 
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from fedpdpo.common.run import Run
 from methods import ALONE
 from partitions import SETTINGS, Client
 from virtual import Place
-from worlds import FILM, pools
+from worlds import FILM, Pair, pools
 
 NAME = "newcomer"
 PAIRS = (8, 32, 128)
@@ -50,14 +51,20 @@ def newcomer(bench: Bench, data: Path, *, seed: int, rounds: int, rate: float) -
 
 
 def _pairs_of(clients: dict[str, Client], data: Path, seed: int) -> Client:
-    """Pairs that no client of the federation trains on."""
-    taken = {pair.prompt for client in clients.values() for pair in client["train"]}
+    """Pairs drawn by the seed that no client of the federation trains on."""
+    taken = {_answers(pair) for client in clients.values() for pair in client["train"]}
     film = pools(FILM, data)
-    free = [pair for pair in film["train"] if pair.prompt not in taken]
-    wanted = {"train": free[: max(PAIRS)], "tune": film["tune"][:HELD_OUT]}
+    free = [pair for pair in film["train"] if _answers(pair) not in taken]
+    wanted = {}
+    for split, some, num in (("train", free, max(PAIRS)), ("tune", film["tune"], HELD_OUT)):
+        wanted[split] = random.Random(seed).sample(some, min(num, len(some)))
     if seed % 2:
         wanted = {split: [pair.swapped() for pair in some] for split, some in wanted.items()}
     return wanted
+
+
+def _answers(pair: Pair) -> frozenset[str]:
+    return frozenset((pair.chosen, pair.rejected))
 
 
 def _joined(

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from compare import Line, best_baseline, lines_of
-from partitions import SETTINGS
+from partitions import SETTINGS, warm_shares
 from pictures import draw_growth, draw_sweeps, draw_table
 from plan import GROWTH, ROUNDS, ROWS, SEEDS, SWEEPS, SWEPT_IN, mean_accuracy, sweep_cell
 from report import RESULTS, ROOT, console
@@ -45,6 +45,7 @@ def write(results: dict[str, Any], page: Path) -> None:
     draw_growth(growth_points(found), pictures / "growth.svg")
     parts = {
         "headline": headline(found, lines),
+        "ceiling": " and ".join(ceiling(num) for num in (3, 10)),
         "tables": "\n\n".join(accuracies(name, some) for name, some in lines.items()),
         "apart": apart(found, lines),
         "aims": aims(found, lines),
@@ -60,7 +61,8 @@ def write(results: dict[str, Any], page: Path) -> None:
     for name, content in parts.items():
         text = text.replace(f"{{{{{name}}}}}", content or NOT_RUN)
     told = [part for part in text.split("\n## ") if NOT_RUN not in part]
-    page.write_text("\n## ".join(told), encoding="utf-8")
+    lines_told = [line.rstrip() for line in "\n## ".join(told).splitlines()]
+    page.write_text("\n".join(lines_told) + "\n", encoding="utf-8")
 
 
 def accuracies(setting: str, lines: dict[str, Line]) -> str:
@@ -95,8 +97,8 @@ def sweeps(found: dict[str, Any]) -> str:
     parts = []
     for question, answers in sweep_points(found).items():
         rows = [
-            [name, percent(point.mean), *map(percent, point.by_setting.values()),
-             percent(point.implicit),
+            [name + " *" * point.exact, percent(point.mean),
+             *map(percent, point.by_setting.values()), percent(point.implicit),
              "" if point.chosen_shift is None else f"{point.chosen_shift:+.2f}"]
             for name, point in answers.items()
         ]  # fmt: skip
@@ -108,6 +110,12 @@ def sweeps(found: dict[str, Any]) -> str:
             table(head, rows),
         ]
     return "\n\n".join(parts)
+
+
+def ceiling(num_clients: int) -> str:
+    """What the more frequent preference of each film client gives, the mean over seeds."""
+    shares = [max(one, 1 - one) for seed in SEEDS for one in warm_shares(seed, num_clients)]
+    return percent(fmean(shares))
 
 
 def swept_from(found: dict[str, Any], kind: str) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from worlds import FILM, SPLITS, Pair, pools
 
@@ -13,8 +14,9 @@ CROSS = ("sentiment", "truthful", "math", "harmless", "pandalm", "chat_zh")
 
 SOME_DOMAINS = ("sentiment", "truthful", "harmless")
 
-#: Characters of a pair to train on where argument texts are long; longer ones are left out.
+#: Characters of a pair where texts are long, and in Chinese; longer ones are left out.
 SHORT = 640
+SHORT_IN = {"chat_zh": 360}
 
 #: A client's pairs by split, and what draws all clients by a seed from a folder of pools.
 Client = dict[str, list[Pair]]
@@ -37,6 +39,13 @@ class Setting:
         return self.draw(seed, folder)
 
 
+def warm_shares(seed: int, num_clients: int, concentration: float = 0.3) -> NDArray[np.float64]:
+    """The share of each client's pairs in which it prefers the warm sentence."""
+    rng = np.random.default_rng(seed)
+    shares: NDArray[np.float64] = rng.dirichlet((concentration,) * 2, num_clients)[:, 0]
+    return shares
+
+
 def film(num_clients: int, *, pairs: int, concentration: float = 0.3, held_out: int = 48) -> Draw:
     """Clients of one world whose tastes differ: label skew.
 
@@ -46,8 +55,7 @@ def film(num_clients: int, *, pairs: int, concentration: float = 0.3, held_out: 
     """
 
     def draw(seed: int, folder: Path) -> dict[str, Client]:
-        rng = np.random.default_rng(seed)
-        warm = rng.dirichlet((concentration, concentration), num_clients)[:, 0]
+        warm = warm_shares(seed, num_clients, concentration)
         free = {split: list(found) for split, found in pools(FILM, folder).items()}
         shuffle = random.Random(seed)
         for found in free.values():
@@ -91,22 +99,34 @@ def tastes(wanted: Sequence[str], *, pairs: int, held_out: int = 48) -> Draw:
     return draw
 
 
-def domains(names: Sequence[str], *, pairs: int, held_out: int = 48) -> Draw:
-    """One client a domain."""
+def domains(names: Sequence[str], *, pairs: int, held_out: int = 48, short: bool = False) -> Draw:
+    """One client a domain; with `short` of those pairs that need no cutting."""
 
     def draw(seed: int, folder: Path) -> dict[str, Client]:
-        return {
-            name: _some(pools(name, folder), seed, pairs=pairs, held_out=held_out) for name in names
-        }
+        clients = {}
+        for name in names:
+            most = SHORT_IN.get(name, SHORT) if short else 10**6
+            found = {
+                split: [pair for pair in some if pair.num_chars <= most]
+                for split, some in pools(name, folder).items()
+            }
+            clients[name] = _some(found, seed, pairs=pairs, held_out=held_out)
+        return clients
 
     return draw
 
 
 def annotators(name: str, *, pairs: int, held_out: int = 48, most_chars: int = 10**6) -> Draw:
-    """One client a person."""
+    """One client a person. Nobody trains on an answer that somebody is tested on."""
 
     def draw(seed: int, folder: Path) -> dict[str, Client]:
         found = pools(name, folder)
+        held = {
+            answer
+            for split in ("tune", "test")
+            for pair in found[split]
+            for answer in (pair.chosen, pair.rejected)
+        }
         people = sorted({pair.annotator for pair in found["train"]})
         clients = {}
         for person in people:
@@ -115,7 +135,7 @@ def annotators(name: str, *, pairs: int, held_out: int = 48, most_chars: int = 1
                     pair
                     for pair in some
                     if pair.annotator == person
-                    and (split != "train" or pair.num_chars <= most_chars)
+                    and (split != "train" or _fits(pair, held, most_chars))
                 ]
                 for split, some in found.items()
             }
@@ -123,6 +143,10 @@ def annotators(name: str, *, pairs: int, held_out: int = 48, most_chars: int = 1
         return clients
 
     return draw
+
+
+def _fits(pair: Pair, held: set[str], most_chars: int) -> bool:
+    return pair.num_chars <= most_chars and held.isdisjoint((pair.chosen, pair.rejected))
 
 
 def _some(found: Client, seed: int, *, pairs: int, held_out: int) -> Client:
@@ -147,7 +171,7 @@ SETTINGS = {
         _of_films("film-10", "intra-domain, 10 clients", film(10, pairs=24, held_out=32),
                   in_table=True),
         Setting("cross-6", "cross-domain, 6 clients", frozenset(CROSS),
-                domains(CROSS, pairs=24, held_out=32), max_tokens=160),
+                domains(CROSS, pairs=24, held_out=32, short=True), max_tokens=320),
         Setting("conflict-4", "opposite tastes, 4 personas", frozenset({"persona_say"}),
                 annotators("persona_say", pairs=48)),
         Setting("people-4", "4 people", frozenset({"ukp_big4"}),

@@ -29,13 +29,14 @@ class Point:
 
     chosen_shift: nats a token; None where it was not measured yet. error: the standard error, over
     the seeds of the settings that have several, of the combined one's difference from the
-    question's first answer.
+    question's first answer. exact: run in float32 instead of bfloat16.
     """
 
     by_setting: dict[str, float]
     implicit: float
     chosen_shift: float | None
     error: float
+    exact: bool
 
     @property
     def mean(self) -> float:
@@ -79,6 +80,7 @@ def _point(results: Results, first: Results) -> Point:
         fmean(fmean(_shares(some, "implicit")) for some in results.values()),
         _chosen_shift(results),
         sum(error**2 for error in errors if not isnan(error)) ** 0.5 / len(errors),
+        any(one["dtype"] == "float32" for some in results.values() for one in some),
     )
 
 

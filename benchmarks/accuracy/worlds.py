@@ -39,6 +39,12 @@ ORIGINS = {
     "ukp_users_xt": "UKPConvArg1, sixteen annotators, debates of evaluation held out; CC-BY 4.0",
 }  # fmt: skip
 
+#: Of answers in this pool the first so many characters are taken: whole ones have 1,000 tokens.
+BEGINNINGS = {"chat_zh": 80}
+
+#: Pools by which nothing is chosen: all that is held out is tested on.
+UNTUNED = frozenset({"math", "pandalm", "chat_zh", "ukp_users_xt"})
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -78,6 +84,8 @@ def pools(name: str, folder: Path) -> Pools:
     train, held_out = (_read(folder / f"{name}.{part}.jsonl", name) for part in ("train", "eval"))
     tune = [pair for pair in held_out if _split_of(pair, ("tune", "test")) == "tune"]
     test = [pair for pair in held_out if _split_of(pair, ("tune", "test")) == "test"]
+    if name in UNTUNED:
+        test = held_out
     return {"train": train, "tune": tune, "test": test}
 
 
@@ -120,7 +128,8 @@ def _read(path: Path, name: str) -> list[Pair]:
             fields = json.loads(line)
             prompt, chosen, rejected = (fields[key] for key in ("prompt", "chosen", "rejected"))
             annotator = str(fields.get("annotator", ""))
-            found.append(Pair(prompt, " " + chosen, " " + rejected, annotator))
+            begun = slice(BEGINNINGS.get(name))
+            found.append(Pair(prompt, " " + chosen[begun], " " + rejected[begun], annotator))
         except (ValueError, KeyError, TypeError) as error:
             raise BenchmarkError(f"{path}:{number} is no preference: {error!r}") from error
     return found
