@@ -102,7 +102,7 @@ def test_a_page_of_a_part_of_the_table_says_so(tmp_path: Path, results: dict[str
         for key, one in results["cells"].items()
         if one["cell"]["split"] == "tune"
         or (key.startswith("test film-3")
-            and (one["cell"]["seed"] == 0 or one["cell"]["method"] == "fedpdpo"))
+            and (one["cell"]["seed"] == SEEDS[0] or one["cell"]["method"] == "fedpdpo"))
     }  # fmt: skip
     page.write(results | {"cells": cells}, tmp_path / "results.md")
     text = (tmp_path / "results.md").read_text(encoding="utf-8")
