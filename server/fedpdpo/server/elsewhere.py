@@ -8,6 +8,7 @@ and goes on.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 import fsspec
 
@@ -25,7 +26,9 @@ class Elsewhere:
     """
 
     def __init__(self, url: str) -> None:
-        self._secret, self.url = _user_of(url)
+        user, self.url = _user_of(url)
+        password = user.partition(":")[2]
+        self._secrets = [one for one in (user, password, unquote(password)) if one]
         try:
             with self._reached(but=(ImportError, ValueError)):
                 self._files, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
@@ -82,7 +85,10 @@ class Elsewhere:
             raise StorageAway(f"{self.url} does not answer: {told}") from error
 
     def _without_secret(self, error: Exception) -> str:
-        return str(error).replace(self._secret, "***") if self._secret else str(error)
+        told = str(error)
+        for secret in self._secrets:
+            told = told.replace(secret, "***")
+        return told
 
 
 def _user_of(url: str) -> tuple[str, str]:

@@ -78,7 +78,7 @@ class Intake:
                 return True
             received.keep()
             federation.traffic.put_into(ledger.client(delta.client_id))
-            older = _others_of(ledger, delta, counts_in)
+            older = ledger.deltas_of(delta.client_id, counts_in)
             for row in older:
                 ledger.session.delete(row)
                 ledger.record("delta_replaced", round=row.round_number, client=delta.client_id,
@@ -169,12 +169,6 @@ def _counts_in(federation: Federation, ledger: Ledger, delta: Announced) -> int 
         raise NotOpen(f"round {number} is not open, and no round follows")
     if delta.client_id not in asked:
         raise NotOpen(f"round {number} did not ask {delta.client_id} to train")
-    if any(row.round_number > number for row in _others_of(ledger, delta, following)):
+    if any(row.round_number > number for row in ledger.deltas_of(delta.client_id, following)):
         raise NotOpen(f"round {number} is not open, a newer delta of {delta.client_id} counts")
     return following
-
-
-def _others_of(ledger: Ledger, delta: Announced, counts_in: int) -> list[DeltaRow]:
-    """The client's deltas in an average that are not this one; one at most."""
-    found = ledger.deltas(counts_in)
-    return [row for row in found if row.client_id == delta.client_id]

@@ -71,6 +71,13 @@ class Ledger:
         found = select(DeltaRow).where(DeltaRow.counts_in >= round_number)
         return list(self.session.scalars(found))
 
+    def deltas_of(self, client_id: str, round_number: int) -> list[DeltaRow]:
+        """A client's deltas that count in a round's average; one at most, once it is accepted."""
+        found = select(DeltaRow).where(
+            DeltaRow.counts_in == round_number, DeltaRow.client_id == client_id
+        )
+        return list(self.session.scalars(found))
+
     def sampled(self, number: int) -> frozenset[str]:
         """Clients that were asked in a round; none where there was no such round."""
         row = self.session.get(RoundRow, number)
