@@ -3,23 +3,37 @@
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import by_wire
 import generations
 import newcomer
-from bench import Bench
-from cell import Cell
+from bench import Bench, ids
+from cell import ID_CHARS, Cell
 from compare import paired_bootstrap
+from fedpdpo.client.model.lora import SharedState
 from fedpdpo.client.state import ClientState
 from fedpdpo.common.files import sha256_of
 from methods import METHODS
 from partitions import SETTINGS, Setting, annotators, domains
-from plan import RATES, ROUNDS, ROWS, Opened, choice, chosen_rate, table_cell, table_cells
+from plan import (
+    RATES,
+    ROUNDS,
+    ROWS,
+    Opened,
+    choice,
+    chosen_rate,
+    mean_accuracy,
+    table_cell,
+    table_cells,
+)
 from processes import stage
 from report import BenchmarkError
 from tiny import save_tiny_model, tiny_records
@@ -184,8 +198,14 @@ def test_every_method_differs_from_every_other() -> None:
     assert len(set(told)) == len(METHODS)
 
 
-def marked(**clients: str) -> dict[str, Any]:
-    return {"clients": {name: {"local": {"right": marks}} for name, marks in clients.items()}}
+def marked(*, first: int = 0, **clients: str) -> dict[str, Any]:
+    """Clients with so many pairs of their own each, numbered from the first."""
+    found: dict[str, Any] = {}
+    for name, marks in clients.items():
+        named = "".join(f"{number:0{ID_CHARS}x}" for number in range(first, first + len(marks)))
+        found[name] = {"local": {"right": marks}, "ids": named}
+        first += len(marks)
+    return {"clients": found}
 
 
 def test_the_bootstrap_gives_the_mean_difference_and_an_interval_around_it() -> None:
@@ -195,10 +215,37 @@ def test_the_bootstrap_gives_the_mean_difference_and_an_interval_around_it() -> 
     assert mean == pytest.approx(0.2)
     assert 0.1 < low < 0.2 < high < 0.3
     assert paired_bootstrap(ours, ours, stages=("local", "local")) == (0, 0, 0)
-    thrice = (dict.fromkeys(range(3), cells[0]) for cells in (ours, theirs))
-    assert paired_bootstrap(*thrice, stages=("local", "local")) == (mean, low, high)
     with pytest.raises(BenchmarkError, match="no seed in common"):
         paired_bootstrap(ours, {2: theirs[0]}, stages=("local", "local"))
+
+
+def test_pairs_that_are_tested_on_again_are_not_more_pairs() -> None:
+    cells = marked(ada="1110" * 20), marked(ada="1010" * 20)
+    once = paired_bootstrap(*({1: cell} for cell in cells), stages=("local", "local"))
+    again = [
+        {seed: {"clients": cell["clients"] | {"bea": cell["clients"]["ada"]}} for seed in (1, 2)}
+        for cell in cells
+    ]
+    assert paired_bootstrap(*again, stages=("local", "local")) == pytest.approx(once)
+    others = marked(first=1000, ada="1110" * 20), marked(first=1000, ada="1010" * 20)
+    more = [{1: one, 2: two} for one, two in zip(cells, others, strict=True)]
+    mean, low, high = paired_bootstrap(*more, stages=("local", "local"))
+    assert mean == once[0]
+    assert high - low < 0.8 * (once[2] - once[1])
+
+
+def test_a_cell_of_the_table_names_its_pairs_whoever_prefers_which(
+    tiny_bench: Bench, setting: Setting
+) -> None:
+    cell = Cell("two", "base", 0, 1, split="test")
+    found = tiny_bench.run(cell)["clients"]
+    clients = setting.clients(0, tiny_bench.data)
+    for place in tiny_bench.places(cell, setting, clients, ("test",)):
+        pairs = place.sets["test"]
+        assert found[place.name]["ids"] == ids(pairs)
+        turned = [replace(one, chosen=one.rejected, rejected=one.chosen) for one in pairs.pairs]
+        assert ids(replace(pairs, pairs=turned)) == ids(pairs)
+        assert len({ids(replace(pairs, pairs=[pair])) for pair in pairs.pairs}) == 8
 
 
 @pytest.mark.system
@@ -253,11 +300,11 @@ def test_every_method_learns_the_tastes_of_two_people(
     monkeypatch.setattr("bench.DTYPE", "float32")
     changed = {"lora.layers": "last-2", "lora.rank": 4}
     rates = {"reward_lr": 5e-2, "lora_lr": 1e-2, "head_lr": 1e-3, "bottleneck_lr": 1e-2}
-    cell = Cell("two", method, 0, 2, changed=changed | rates)
+    cell = Cell("two", method, 0, 4, changed=changed | rates)
     result = Bench(model=str(model), data=data, cache=tmp_path / "cache").run(cell)
     assert result["clients"].keys() == PEOPLE.keys()
+    assert mean_accuracy(result, "local") > 0.6
     for client in result["clients"].values():
-        assert 0 <= client["after"]["combined"] <= 1
         assert client["adapter_bytes"] > 0
         assert "right" not in client["local"]
     assert torch.get_num_threads() == 1
@@ -277,10 +324,17 @@ def tiny_bench(
 
 
 def test_a_newcomer_is_measured_from_each_start_with_each_number_of_pairs(
-    tiny_bench: Bench, data: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(newcomer, "PAIRS", (2, 8))
-    found = [newcomer.newcomer(tiny_bench, data, seed=seed, rounds=1, rate=1.0) for seed in (0, 1)]
+    read: list[Path] = []
+    known = SharedState.read
+    monkeypatch.setattr(
+        SharedState, "read", lambda path, layout: read.append(path) or known(path, layout)
+    )
+    found = [newcomer.newcomer(tiny_bench, newcomer.newcomer_cell(seed, 1, 1.0)) for seed in (0, 1)]
+    starts = [path.stem for path in read if "server" in path.parts]
+    assert starts == ["version-00001", "version-00000"] * 2
     assert [one["taste"] for one in found] == ["warm", "harsh"]
     for one in found:
         assert one["accuracy"].keys() == {"shared", "alone"}
@@ -290,29 +344,44 @@ def test_a_newcomer_is_measured_from_each_start_with_each_number_of_pairs(
 
 
 def test_what_each_clients_model_writes_is_counted_and_judged(
-    tiny_bench: Bench, data: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_bench: Bench, setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(generations, "PROMPTS", 3)
     monkeypatch.setattr(generations, "NEW_TOKENS", 4)
-    found = generations.generations(tiny_bench, data, rounds=1, rate=1.0)
+    cell = replace(generations.generations_cell(1, 1.0), changed={"lora_lr": 0.5})
+    found = generations.generations(tiny_bench, cell)
     assert found["prompts"] == 3
     assert found["models"].keys() == {"base", *PEOPLE}
     for told in found["models"].values():
         assert -1 <= told["sentiment"] <= 1
         assert len(told["first"]) == 3
+    base = found["models"].pop("base")
+    assert any(told["first"] != base["first"] for told in found["models"].values())
 
 
 @pytest.mark.system
 def test_the_row_through_processes_has_the_bits_of_one_process(
-    tmp_path: Path, tiny_bench: Bench, data: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("by_wire.ROOT", tmp_path)
     cell = Cell("two", "fedpdpo", 0, 2)
-    found = by_wire.same_bits(tiny_bench, cell, model=tmp_path / "model", data=data)
+    tiny_bench.run(cell)
+    for kept in (tmp_path / "cache").rglob("reference.safetensors"):
+        of_other_code(kept)
+    found = by_wire.same_bits(tiny_bench, cell)
     assert len(found["digests"]) == 3 + len(PEOPLE)
     monkeypatch.setattr(by_wire, "_digests", altered(by_wire._digests))
     with pytest.raises(BenchmarkError, match="other bits through processes: ada"):
-        by_wire.same_bits(tiny_bench, cell, model=tmp_path / "model", data=data)
+        by_wire.same_bits(tiny_bench, cell)
+
+
+def of_other_code(path: Path) -> None:
+    """As if reference log-probabilities had been computed with other rounding."""
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    tensors["logps"][:, 0] += 1e-3
+    save_file(tensors, path, metadata=metadata)
 
 
 def altered(digests: Callable[..., dict[str, str]]) -> Callable[..., dict[str, str]]:

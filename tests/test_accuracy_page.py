@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import page
-from cell import Cell
+from cell import ID_CHARS, Cell
 from compare import best_baseline, lines_of
 from partitions import SETTINGS
 from plan import (
@@ -36,7 +36,8 @@ def result(cell: Cell, right: int) -> dict[str, Any]:
                 "chosen_shift": -num / 100, "right": "1" * num + "0" * (20 - num)}
         for stage, num in (("after", right), ("local", right + 1))
     }  # fmt: skip
-    client = {"pairs": 20, "train_pairs": 10, "adapter_bytes": 2**20} | stages
+    ids = "".join(f"{number:0{ID_CHARS}x}" for number in range(20))
+    client = {"pairs": 20, "train_pairs": 10, "adapter_bytes": 2**20, "ids": ids} | stages
     return {"cell": cell.told(), "clients": {"ada": client, "bea": client},
             "dtype": "float32", "device": "cpu", "prepare_s": 1.0, "seconds": 2.0}  # fmt: skip
 
@@ -108,6 +109,15 @@ def test_a_page_of_a_part_of_the_table_says_so(tmp_path: Path, results: dict[str
     text = (tmp_path / "results.md").read_text(encoding="utf-8")
     assert "Averaged over 1 settings" in text
     assert f"So far {len(ROWS) + 2} of {len(ROWS) * 3 * 6} rows and seeds are in" in text
+
+
+def test_the_page_tells_where_rows_differ_in_precision(results: dict[str, Any]) -> None:
+    cells = copy.deepcopy(results["cells"])
+    for key, one in cells.items():
+        if key.startswith(f"test film-3 fedavg seed={SEEDS[0]}") or "test people-4 base" in key:
+            one["dtype"] = "bfloat16"
+    assert "In 17 of 18 settings and seeds" in page.compute(results | {"cells": cells})
+    assert "In 18 of 18 settings and seeds" in page.compute(results)
 
 
 def test_a_page_can_be_made_before_the_table_was_run(tmp_path: Path) -> None:

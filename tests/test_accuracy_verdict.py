@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from cell import ID_CHARS
 from compare import lines_of
 from plan import ROWS, SEEDS, table_cell, tune_cells
 from verdict import Table, aims, apart, headline
@@ -19,7 +20,8 @@ def result(share: float) -> dict[str, Any]:
         "chosen_shift": 0.0,
         "right": "1" * right + "0" * (PAIRS - right),
     }
-    client = {"after": stage, "local": stage, "adapter_bytes": 1}
+    ids = "".join(f"{number:0{ID_CHARS}x}" for number in range(PAIRS))
+    client = {"after": stage, "local": stage, "adapter_bytes": 1, "ids": ids}
     return {"clients": {"ada": client}, "seconds": 1.0}
 
 

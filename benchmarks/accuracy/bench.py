@@ -1,6 +1,7 @@
 """Trains and measures cells, and keeps what they have in common."""
 
 import functools
+import hashlib
 import shutil
 import tempfile
 import time
@@ -13,7 +14,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from cell import Cell
+from cell import ID_CHARS, Cell
 from ditto import DittoClient
 from fedpdpo.client.data.preferences import Preference
 from fedpdpo.client.heart import Heart
@@ -44,8 +45,8 @@ class Bench:
         torch.set_num_threads(1)
         self._device = torch.device(device)
         self.dtype = DTYPE if device == "cpu" else "bfloat16"
-        self._model = model
-        self._data = data
+        self.model = model
+        self.data = data
         self._cache = cache
         self._lora: LoraSettings | None = None
         self._loaded: tuple[Policy, Backbone] | None = None
@@ -56,7 +57,7 @@ class Bench:
         begun = time.perf_counter()
         setting = SETTINGS[cell.setting]
         splits = ("tune",) if cell.split == "tune" else ("tune", cell.split)
-        places = self.places(cell, setting, setting.clients(cell.seed, self._data), splits)
+        places = self.places(cell, setting, setting.clients(cell.seed, self.data), splits)
         prepared = time.perf_counter()
         measured = self._trained(cell, places)
         return {
@@ -72,8 +73,8 @@ class Bench:
         """The backbone with LoRA in it, loaded anew only for another LoRA."""
         if self._lora != wanted.lora or self._loaded is None:
             dtype = getattr(torch, self.dtype)
-            backbone = load_backbone(self._model, device=self._device, dtype=dtype)
-            run = Run(run_id="0" * 32, model=self._model, lora=wanted.lora, method=wanted.method,
+            backbone = load_backbone(self.model, device=self._device, dtype=dtype)
+            run = Run(run_id="0" * 32, model=self.model, lora=wanted.lora, method=wanted.method,
                       num_rounds=1, seed=0)  # fmt: skip
             self._loaded = Policy(backbone, run, private_seed=0), backbone
             self._lora, self._checked = wanted.lora, False
@@ -81,14 +82,20 @@ class Bench:
         return policy.with_private_parts(wanted.method, seed=0), backbone
 
     def places(
-        self, cell: Cell, setting: Setting, clients: dict[str, Client], splits: tuple[str, ...]
+        self,
+        cell: Cell,
+        setting: Setting,
+        clients: dict[str, Client],
+        splits: tuple[str, ...],
+        *,
+        cache: Path | None = None,
     ) -> list[Place]:
         """The clients with reference and trunk of their pairs, computed once for like cells."""
         policy, backbone = self.policy(cell.configured)
         kind = f"trunk-{policy.decoder.num_trunk_layers}"
         found = []
         for name, pairs in clients.items():
-            folder = self._cache / setting.name / f"seed-{cell.seed}" / name / kind
+            folder = (cache or self._cache) / setting.name / f"seed-{cell.seed}" / name / kind
             folder.mkdir(parents=True, exist_ok=True)
             settings = ClientSettings(
                 server="none:0", data=folder, state_dir=folder, max_tokens=setting.max_tokens
@@ -117,7 +124,7 @@ class Bench:
         folder = Path(tempfile.mkdtemp(prefix="fedpdpo-cell-"))
         try:
             settings = ServerSettings(
-                state_dir=folder, model=self._model, rounds=cell.rounds,
+                state_dir=folder, model=self.model, rounds=cell.rounds,
                 min_clients=len(places), seed=cell.seed, lora=wanted.lora, method=wanted.method,
                 **(PATIENT | wanted.server),
             )  # fmt: skip
@@ -150,7 +157,7 @@ def _measured(client: VirtualClient, cell: Cell) -> dict[str, Any]:
         "train_pairs": len(client.sets["train"]),
         "adapter_bytes": client.state.adapter_path(client.run.num_rounds).stat().st_size,
         "after": accuracies(measure()[0], settings, marks=marks),
-    }
+    } | ({"ids": ids(pairs)} if marks else {})
     if cell.local:
         client.train_once_more()
         found["local"] = accuracies(measure()[0], settings, marks=marks)
@@ -169,6 +176,12 @@ def accuracies(found: Margins, settings: MethodSettings, *, marks: bool) -> dict
     return shares | ({"right": _marks(combined)} if marks else {})
 
 
+def ids(pairs: PairSet) -> str:
+    """Names of pairs, one after the other; the same whichever of its answers is preferred."""
+    told = [(pair.prompt, *sorted((pair.chosen, pair.rejected))) for pair in pairs.pairs]
+    return "".join(hashlib.sha256(repr(one).encode()).hexdigest()[:ID_CHARS] for one in told)
+
+
 def _marks(of: Tensor) -> str:
     return "".join("1" if one > 0 else "h" if one == 0 else "0" for one in of.tolist())
 
@@ -180,4 +193,4 @@ def _by_likelihood(pairs: PairSet) -> dict[str, Any]:
     found = {"implicit": share, "explicit": 0.5, "combined": share, "chosen_shift": 0.0,
              "right": _marks(likelier)}  # fmt: skip
     return {"pairs": len(pairs), "train_pairs": 0, "after": found, "local": found,
-            "adapter_bytes": 0}  # fmt: skip
+            "adapter_bytes": 0, "ids": ids(pairs)}  # fmt: skip

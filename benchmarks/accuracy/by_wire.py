@@ -18,18 +18,20 @@ from report import ROOT, BenchmarkError
 from worlds import Pair
 
 
-def same_bits(bench: Bench, cell: Cell, *, model: Path, data: Path) -> dict[str, Any]:
+def same_bits(bench: Bench, cell: Cell) -> dict[str, Any]:
     """Digests of all adapters and private parts, which both ways gave.
 
-    Raises BenchmarkError where one differs.
+    Nothing is taken from the bench's cache: what other code put there may differ in its last bits.
+    Raises BenchmarkError where a digest differs.
     """
-    setting = SETTINGS[cell.setting]
-    clients = setting.clients(cell.seed, data)
-    with bench.federation(cell, bench.places(cell, setting, clients, ())) as together:
-        folders = {client.name: client.state.folder for client in together.clients}
-        expected = _digests(together.store.adapter_path(0).parent, folders, cell)
     out = ROOT / "runs" / "accuracy-processes"
     shutil.rmtree(out, ignore_errors=True)
+    setting = SETTINGS[cell.setting]
+    clients = setting.clients(cell.seed, bench.data)
+    places = bench.places(cell, setting, clients, (), cache=out / "cache")
+    with bench.federation(cell, places) as together:
+        folders = {client.name: client.state.folder for client in together.clients}
+        expected = _digests(together.store.adapter_path(0).parent, folders, cell)
     (out / "data").mkdir(parents=True)
     members = []
     for name, pairs in clients.items():
@@ -43,7 +45,7 @@ def same_bits(bench: Bench, cell: Cell, *, model: Path, data: Path) -> dict[str,
         "FEDPDPO_CLIENT_MAX_TOKENS": str(setting.max_tokens),
     }
     with _environment(cell.configured, told):
-        Federation(out, model=str(model), members=members, rounds=cell.rounds, threads=1).run()
+        Federation(out, model=bench.model, members=members, rounds=cell.rounds, threads=1).run()
     found = _digests(
         out / "server" / "adapters", {one.name: out / one.name for one in members}, cell
     )

@@ -5,6 +5,9 @@ from typing import Any
 
 from methods import METHODS, Configured
 
+#: Letters that stand for a pair in the results: enough for the hundreds of a setting.
+ID_CHARS = 6
+
 
 @dataclass(frozen=True)
 class Cell:

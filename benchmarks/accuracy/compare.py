@@ -1,6 +1,7 @@
 """What the cells come to: means, standard errors, the worst client, paired bootstrap."""
 
 from dataclasses import dataclass
+from itertools import chain
 from math import nan
 from statistics import fmean, stdev
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cell import ID_CHARS
 from plan import ROWS, SEEDS, Row, Stage, judged_stage, mean_accuracy, table_cell
 from report import BenchmarkError
 
@@ -83,28 +85,39 @@ def paired_bootstrap(
 ) -> tuple[float, float, float]:
     """Difference of two rows' mean accuracies, and the middle 95 % of what resampling gives.
 
-    Each client's pairs are drawn anew, the same for both rows and for all seeds that both have
-    been run with: where these test on the same pairs, more seeds are not more pairs. Clients stay.
+    Pairs are drawn anew from all that were tested on, the same for both rows and for every client
+    and seed: where these share pairs, more of them are not more pairs. Clients and seeds stay.
     Raises BenchmarkError where the rows have no seed in common.
     """
     seeds = sorted(ours.keys() & theirs.keys())
     if not seeds:
         raise BenchmarkError("the two rows have no seed in common")
+    apart = [
+        (_names(one["ids"]), _points(one[stages[0]]["right"]) - _points(two[stages[1]]["right"]))
+        for seed in seeds
+        for one, two in zip(*(some[seed]["clients"].values() for some in (ours, theirs)),
+                            strict=True)
+    ]  # fmt: skip
+    different = sorted({*chain.from_iterable(names for names, _ in apart)})
+    places = {name: place for place, name in enumerate(different)}
     rng = np.random.default_rng(0)
-    differences, means = [], []
-    for name in ours[seeds[0]]["clients"]:
-        marks = [(ours[seed]["clients"][name][stages[0]]["right"],
-                  theirs[seed]["clients"][name][stages[1]]["right"]) for seed in seeds]  # fmt: skip
-        apart = np.mean([_points(one) - _points(two) for one, two in marks], axis=0)
-        drawn = rng.integers(0, len(apart), (DRAWS, len(apart)))
-        means.append(float(apart.mean()))
-        differences.append(apart[drawn].mean(axis=1))
-    low, high = np.quantile(np.mean(differences, axis=0), (0.025, 0.975))
-    return fmean(means), float(low), float(high)
+    times = rng.multinomial(len(places), [1 / len(places)] * len(places), DRAWS)
+    differences = np.full((len(apart), DRAWS), nan)
+    for row, (names, points) in zip(differences, apart, strict=True):
+        weights = times[:, [places[name] for name in names]]
+        total = weights.sum(axis=1)
+        np.divide(weights @ points, total, out=row, where=total > 0)
+    low, high = np.quantile(np.nanmean(differences, axis=0), (0.025, 0.975))
+    return fmean(float(points.mean()) for _, points in apart), float(low), float(high)
 
 
 def _points(marks: str) -> NDArray[np.float64]:
     return np.array([_POINTS[mark] for mark in marks])
+
+
+def _names(ids: str) -> list[str]:
+    """The pairs' names, one after the other: see `bench.ids`."""
+    return [ids[at : at + ID_CHARS] for at in range(0, len(ids), ID_CHARS)]
 
 
 def lines_of(found: dict[str, Any], setting: str) -> dict[str, Line]:

@@ -5,7 +5,6 @@ together; then each one's personal model goes on from openings that nobody train
 Hutto and Gilbert 2014; its compound score runs from -1, harsh, to 1, warm.
 """
 
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
@@ -20,12 +19,19 @@ PROMPTS = 100
 NEW_TOKENS = 24
 
 
-def generations(bench: Bench, data: Path, *, rounds: int, rate: float) -> dict[str, Any]:
+def generations_cell(rounds: int, rate: float) -> Cell:
+    """The federation whose models write."""
+    return Cell(SETTING, "fedpdpo", 0, rounds, rate=rate)
+
+
+def generations(bench: Bench, cell: Cell) -> dict[str, Any]:
     """What the base model and each client's model write: words and sentiment."""
-    cell = Cell(SETTING, "fedpdpo", 0, rounds, rate=rate)
-    setting = SETTINGS[SETTING]
-    places = bench.places(cell, setting, setting.clients(0, data), ())
-    prompts = list(dict.fromkeys(pair.prompt for pair in pools(FILM, data)["tune"]))[:PROMPTS]
+    setting = SETTINGS[cell.setting]
+    clients = setting.clients(cell.seed, bench.data)
+    places = bench.places(cell, setting, clients, ())
+    trained_on = {pair.prompt for client in clients.values() for pair in client["train"]}
+    held_out = dict.fromkeys(pair.prompt for pair in pools(FILM, bench.data)["tune"])
+    prompts = [prompt for prompt in held_out if prompt not in trained_on][:PROMPTS]
     _, backbone = bench.policy(cell.configured)
     found: dict[str, Any] = {}
     with bench.federation(cell, places) as federation:

@@ -27,22 +27,27 @@ HELD_OUT = 96
 SETTING = "film-10"
 
 
-def newcomer(bench: Bench, data: Path, *, seed: int, rounds: int, rate: float) -> dict[str, Any]:
+def newcomer_cell(seed: int, rounds: int, rate: float) -> Cell:
+    """The federation that a newcomer joins."""
+    return Cell(SETTING, "fedpdpo", seed, rounds, rate=rate)
+
+
+def newcomer(bench: Bench, cell: Cell) -> dict[str, Any]:
     """Accuracies by number of pairs, with the federation's last adapter and with the first one.
 
     The newcomer likes warm sentences where the seed is even, harsh ones where it is odd; it trains
     alone for EPOCHS epochs, all parts of the method.
     """
-    cell = Cell(SETTING, "fedpdpo", seed, rounds, rate=rate)
-    setting = SETTINGS[SETTING]
-    clients = setting.clients(seed, data)
+    setting, seed = SETTINGS[cell.setting], cell.seed
+    clients = setting.clients(seed, bench.data)
     places = bench.places(cell, setting, clients, ())
-    (own,) = bench.places(cell, setting, {NAME: _pairs_of(clients, data, seed)}, ("tune",))
+    pairs = _pairs_of(clients, bench.data, seed)
+    (own,) = bench.places(cell, setting, {NAME: pairs}, ("tune",))
     found: dict[str, Any] = {}
     with bench.federation(cell, places) as federation:
         policy, _ = bench.policy(cell.configured)
         layout = layout_of(policy.peft_model)
-        for start, version in (("shared", rounds), ("alone", 0)):
+        for start, version in (("shared", cell.rounds), ("alone", 0)):
             path = federation.store.adapter_path(version)
             adapter = SharedState.read(path, layout)
             run = federation.federation.run

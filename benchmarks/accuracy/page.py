@@ -156,7 +156,8 @@ def written(results: dict[str, Any]) -> str:
     rows = [
         [name, f"{told['words']:.1f}", f"{told['sentiment']:+.3f} ± {told['sentiment_error']:.3f}",
          told["first"][0].replace("|", " ").replace("\n", " ")]
-        for name, told in results["models"].items()
+        for one in results.values()
+        for name, told in one["models"].items()
     ]  # fmt: skip
     return table(["model", "words", "sentiment", "for example"], rows)
 
@@ -165,7 +166,7 @@ def processes(results: dict[str, Any]) -> str:
     """Whether real processes gave the same bits."""
     if not results:
         return " "
-    (told,) = results.values()
+    told = next(iter(results.values()))
     return (
         " One row was repeated through `fedpdpo-server` and `fedpdpo-client` processes and gRPC: "
         f"{len(told['digests'])} adapters and private parts, all to the same bits."
@@ -187,7 +188,21 @@ def compute(results: dict[str, Any]) -> str:
         f"{len(cells)} cells: {hours['tune']:.1f} core hours to choose and sweep, "
         f"{hours['test']:.1f} for the table ({len(SEEDS)} seeds, {ROUNDS} rounds), a core a cell, "
         f"on {machine['cpu']} ({machine['cores']} cores), torch {machine['torch']}, {told}; "
-        f"{len(SWEEPS)} questions, {len(GROWTH)} axes."
+        f"{len(SWEEPS)} questions, {len(GROWTH)} axes. {precisions(results['cells'])}"
+    )
+
+
+def precisions(found: dict[str, Any]) -> str:
+    """Whether rows that are compared were computed in the same precision."""
+    kinds: dict[tuple[str, int], set[str]] = {}
+    for one in found.values():
+        cell = one["cell"]
+        if cell["split"] == "test" and ROWS[cell["method"]].method.trains:
+            kinds.setdefault((cell["setting"], cell["seed"]), set()).add(one["dtype"])
+    mixed = sum(len(some) > 1 for some in kinds.values())
+    return (
+        f"In {len(kinds) - mixed} of {len(kinds)} settings and seeds of the table all rows that "
+        "train were computed in the same precision."
     )
 
 

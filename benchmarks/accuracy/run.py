@@ -4,7 +4,8 @@
     run.py full      sweeps, tuning, the table, growth, newcomers, generations: hours
 
 Goes on where it was left: results/accuracy.json holds every cell. Settings whose data are not in
---data are left out, with word of where each can be had. `page.py` makes the page from the results.
+--data are left out, with word of where each can be had; what comes after the tuning needs those of
+all settings that rates are chosen in. `page.py` makes the page from the results.
 """
 
 import argparse
@@ -12,9 +13,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,17 @@ from bench import Bench
 from by_wire import same_bits
 from cell import Cell
 from fedpdpo.client.machine import available_cores
-from generations import generations
+from generations import generations, generations_cell
 from machine import setting as machine_setting
 from model import get_model
-from newcomer import newcomer
+from newcomer import newcomer, newcomer_cell
 from partitions import SETTINGS
 from plan import (
     ROUNDS,
     ROWS,
     SEEDS,
     SWEEPS,
+    TUNED_IN,
     Opened,
     chosen_rate,
     growth_cells,
@@ -82,6 +83,7 @@ def bench(args: argparse.Namespace) -> None:
     if args.extent == "quick":
         runs.cells([Cell("film-3", method, 0, 2) for method in QUICK])
         return
+    runs.check(args.phases)
     for phase in args.phases:
         runs.phase(phase)
 
@@ -100,6 +102,16 @@ class Runs:
         """All cells by key."""
         cells: dict[str, Any] = self._report.content["cells"]
         return cells
+
+    def check(self, phases: Iterable[str]) -> None:
+        """Raises BenchmarkError where a phase needs rates and lacks data to choose them by."""
+        told = ", ".join(phase for phase in phases if phase not in ("sweeps", "tune"))
+        ready = [self._has_data(name) for name in TUNED_IN] if told else []
+        if not all(ready):
+            raise BenchmarkError(
+                f"without these data no rates can be chosen, and {told} cannot run; get the data, "
+                "or ask for --phases sweeps"
+            )
 
     def phase(self, name: str) -> None:
         """Run a phase of the full benchmark. Raises BenchmarkError where an earlier one lacks."""
@@ -126,34 +138,29 @@ class Runs:
             waiting = {
                 pool.submit(_run, cell, self._ends_at): cell for cell in new if ready[cell.setting]
             }
-            for number, done in enumerate(as_completed(waiting), start=1):
-                result = done.result()
+            for number, (cell, result) in enumerate(_as_they_come(waiting), start=1):
                 if result is not None:
-                    cell = waiting[done]
                     self.found[cell.key] = result
                     self._report.write()
                     console.print(f"{number}/{len(waiting)} {_told(cell, result)}")
 
     def _extra(self, name: str) -> None:
         """What is not a cell: newcomers, generations, one row through processes."""
-        kept = self._report.content.setdefault(name, {})
         rate = chosen_rate(self.found, ROWS["fedpdpo"])
-        jobs: dict[str, Callable[[], Any]] = {}
+        job, cells = {
+            "newcomer": (_newcomer, [newcomer_cell(seed, ROUNDS, rate) for seed in SEEDS]),
+            "generation": (_generations, [generations_cell(ROUNDS, rate)]),
+            "processes": (_same_bits, [Cell("film-3", "fedpdpo", 0, 2, rate=rate)]),
+        }[name]
+        before = self._report.content.get(name, {})
+        kept = {cell.key: before[cell.key] for cell in cells if cell.key in before}
+        self._report.content[name] = kept
         with self._pool() as pool:
-            data = self._args.data
-            if name == "newcomer":
-                jobs = {str(seed): partial(pool.submit, _newcomer, data, seed, rate)
-                        for seed in SEEDS}  # fmt: skip
-            elif name == "generation":
-                jobs = {"models": partial(pool.submit, _generations, data, rate)}
-            else:
-                cell = Cell("film-3", "fedpdpo", 0, 2, rate=rate)
-                jobs = {cell.key: partial(pool.submit, _same_bits, cell, self._args.model, data)}
-            submitted = {key: job() for key, job in jobs.items() if key not in kept}
-            for key, future in submitted.items():
-                kept[key] = future.result()
+            waiting = {pool.submit(job, cell): cell for cell in cells if cell.key not in kept}
+            for cell, result in _as_they_come(waiting):
+                kept[cell.key] = result
                 self._report.write()
-                console.print(f"{name} {key}: done")
+                console.print(f"{name} {cell.key}: done")
 
     def _pool(self) -> ProcessPoolExecutor:
         args = self._args
@@ -168,6 +175,20 @@ class Runs:
         console.print(f"{setting} is left out; {self._args.data} lacks some of: "
                       + "; ".join(ORIGINS[name] for name in sorted(names)))  # fmt: skip
         return False
+
+
+def _as_they_come(waiting: Mapping[Future[Any], Cell]) -> Iterator[tuple[Cell, Any]]:
+    """Each cell with its result; those that failed are told when all others are done."""
+    failed = {}
+    for done in as_completed(waiting):
+        if error := done.exception():
+            failed[waiting[done].key] = error
+        else:
+            yield waiting[done], done.result()
+    for key, error in failed.items():
+        raise BenchmarkError(
+            f"{len(failed)} of {len(waiting)} failed, the others are kept. {key}: {error!r}"
+        ) from error
 
 
 # --- in a process of the pool ---------------------------------------------------------------------
@@ -197,16 +218,16 @@ def _run(cell: Cell, ends_at: float) -> dict[str, Any] | None:
     return None if time.time() > ends_at else _here().run(cell)
 
 
-def _newcomer(data: Path, seed: int, rate: float) -> dict[str, Any]:
-    return newcomer(_here(), data, seed=seed, rounds=ROUNDS, rate=rate)
+def _newcomer(cell: Cell) -> dict[str, Any]:
+    return newcomer(_here(), cell)
 
 
-def _generations(data: Path, rate: float) -> dict[str, Any]:
-    return generations(_here(), data, rounds=ROUNDS, rate=rate)
+def _generations(cell: Cell) -> dict[str, Any]:
+    return generations(_here(), cell)
 
 
-def _same_bits(cell: Cell, model: Path, data: Path) -> dict[str, Any]:
-    return same_bits(_here(), cell, model=model, data=data)
+def _same_bits(cell: Cell) -> dict[str, Any]:
+    return same_bits(_here(), cell)
 
 
 def _told(cell: Cell, result: dict[str, Any]) -> str:
