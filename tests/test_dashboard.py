@@ -3,6 +3,10 @@
 import contextlib
 import itertools
 import json
+import logging
+import shutil
+import socket
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -12,9 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 from prometheus_client.parser import text_string_to_metric_families
 
-from fedpdpo.common.errors import BadSettings
+from admitted import Consortium
+from fedpdpo.client.tool.authority import SERVER
+from fedpdpo.common.errors import BadSettings, StorageAway
+from fedpdpo.server.watch import crowd
 from fedpdpo.server.watch.overview import Observer, Overview
 from processes import until
 from serving import Client, connected, running, settings
@@ -209,3 +217,117 @@ def test_the_page_is_refused_to_other_machines_without_tls_and_on_a_taken_port(
         running(settings(tmp_path / "other", dashboard_port=port)),
     ):
         pass
+
+
+def test_where_the_storage_is_that_does_not_answer_stays_the_operators(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def away(_: Observer) -> Overview:
+        raise StorageAway("the database postgresql://fed@db.internal/run does not answer")
+
+    with page(tmp_path) as served, urllib.request.urlopen(f"{served.url}/api/live") as live:
+        assert live.readline().startswith(b"data: ")
+        monkeypatch.setattr(Observer, "overview", away)
+        for path in ("api/overview", "metrics"):
+            status, content, _ = asked(f"{served.url}/{path}")
+            assert status == 503
+            assert content == b"the server's storage does not answer; ask again\n"
+        assert b"db.internal" not in live.read()
+        assert asked(f"{served.url}/api/live")[1] == b""
+    assert not [one for one in caplog.records if one.levelno >= logging.ERROR]
+
+
+def shown(port: int, name: str | None) -> int:
+    """The serial number of the certificate that the page shows to one who asks for a host."""
+    unsure = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    unsure.check_hostname, unsure.verify_mode = False, ssl.CERT_NONE
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=10) as plain,
+        unsure.wrap_socket(plain, server_hostname=name) as connection,
+    ):
+        return serial(connection.getpeercert(binary_form=True) or b"")
+
+
+def serial(der: bytes) -> int:
+    return x509.load_der_x509_certificate(der).serial_number
+
+
+@pytest.mark.parametrize("name", ["localhost", None])
+def test_the_page_shows_the_certificate_that_is_there_when_a_browser_connects(
+    tmp_path: Path, name: str | None
+) -> None:
+    consortium, port = Consortium(tmp_path), free_port()
+    used = x509.load_pem_x509_certificate((consortium.server / "tls.crt").read_bytes())
+    with consortium.serving(dashboard_port=port, dashboard_host="0.0.0.0"):
+        assert shown(port, name) == used.serial_number
+        (consortium.server / "tls.key").write_text("damaged")
+        assert shown(port, name) == used.serial_number
+        issued = consortium.authority.issue(SERVER, "next", days=1, hosts=["localhost"])
+        for file in ("tls.crt", "tls.key"):
+            shutil.copy(issued / file, consortium.server)
+        following = x509.load_pem_x509_certificate((issued / "tls.crt").read_bytes())
+        assert shown(port, name) == following.serial_number
+        trusting = ssl.create_default_context(cafile=str(consortium.server / "ca.crt"))
+        url = f"https://localhost:{port}/healthz"
+        with urllib.request.urlopen(url, timeout=10, context=trusting) as answer:
+            assert answer.read() == b"ok\n"
+
+
+def connection(served: Page) -> socket.socket:
+    host, port = served.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=10)
+
+
+def test_connections_on_which_nothing_is_asked_keep_nobody_out(seen: Page) -> None:
+    with contextlib.ExitStack() as idle:
+        for _ in range(300):
+            idle.enter_context(connection(seen))
+        for path in ("healthz", "api/overview"):
+            assert asked(f"{seen.url}/{path}")[0] == 200
+
+
+@pytest.mark.parametrize("answered_before", [False, True])
+def test_who_asks_nothing_for_a_while_is_given_up_though_bytes_come(
+    seen: Page, monkeypatch: pytest.MonkeyPatch, answered_before: bool
+) -> None:
+    monkeypatch.setattr(crowd, "REQUEST_S", 0.5)
+    with connection(seen) as slow:
+        if answered_before:
+            slow.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            with slow.makefile("rb") as answer:
+                assert b"ok\n" in iter(answer.readline, b"")
+        slow.sendall(b"GET /healthz HTTP/1.1\r\n")
+        slow.settimeout(0.1)
+
+        def ended() -> bool:
+            try:
+                slow.sendall(b"A: b\r\n")
+                return slow.recv(1) == b""
+            except TimeoutError:
+                return False
+            except ConnectionError:
+                return True
+
+        until(ended, "the connection's end")
+
+
+def test_who_watches_is_not_given_up(seen: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crowd, "REQUEST_S", 0.5)
+    with urllib.request.urlopen(f"{seen.url}/api/live", timeout=10) as live:
+        for _ in range(2):
+            assert live.readline().startswith(b"data: ")
+            assert live.readline() == b"\n"
+
+
+def test_the_server_says_that_it_lives_however_many_watch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crowd, "MOST_ANSWERS", 2)
+    with page(tmp_path) as served:
+        with contextlib.ExitStack() as watching:
+            for _ in range(2):
+                watching.enter_context(urllib.request.urlopen(f"{served.url}/api/live"))
+            status, _, headers = asked(f"{served.url}/api/overview")
+            assert (status, headers["Retry-After"]) == (503, "1")
+            assert asked(f"{served.url}/healthz")[0] == 200
+        until(lambda: asked(f"{served.url}/api/overview")[0] == 200, "a free place")

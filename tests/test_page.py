@@ -121,6 +121,44 @@ def test_the_focus_stays_where_it_was_when_tables_change(tab: Tab, served: Page)
     expect(button).to_be_focused()
 
 
+#: Answers of the events' path are held back until the page is told to go on.
+HELD = """
+const ask = window.fetch;
+const held = new Promise((go) => { window.goOn = go; });
+window.asked = 0;
+window.fetch = async (path) => {
+  if (!path.startsWith("/api/events")) return ask(path);
+  window.asked += 1;
+  const answer = await ask(path);
+  await held;
+  return answer;
+};
+"""
+
+
+def test_events_come_once_however_slow_the_answer_is(tab: Tab, served: Page) -> None:
+    tab.add_init_script(HELD)
+    tab.reload()
+    tab.wait_for_function("window.asked > 0")
+    with connected(served.grpc_port) as (stub, _):
+        for name in ("ada", "bea"):
+            Client(stub, name).push(3, tensors(0.01))
+    expect(tab.locator("#done-told")).to_have_text("adapter 3 of 5")
+    assert tab.evaluate("window.asked") == 1
+    tab.evaluate("window.goOn()")
+    opened = tab.locator("#events li", has_text="round opened")
+    expect(opened.first).to_contain_text("round=4")
+    expect(opened).to_have_count(4)
+
+
+def test_the_page_listens_again_after_an_answer_that_is_none(tab: Tab) -> None:
+    tab.route("**/api/live", lambda route: route.fulfill(status=502), times=1)
+    tab.reload()
+    expect(tab.locator("#connection")).to_have_text("the server is away; asking again")
+    expect(tab.locator("#phase")).to_have_text("training")
+    expect(tab.locator("#connection")).to_have_text("")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1280])
 def test_axe_finds_no_serious_fault_and_nothing_is_wider_than_the_screen(

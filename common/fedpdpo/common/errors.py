@@ -103,6 +103,9 @@ class StorageFull(FedPDPOError):
 class StorageAway(FedPDPOError):
     """A database or object store that does not answer, or that another server holds."""
 
+    #: What others than the operator are told of it: where the storage is, is the operator's.
+    TOLD = "the server's storage does not answer; ask again"
+
 
 class Mismatch(FedPDPOError):
     """Another run, backbone, tokenizer or layout than the run's."""

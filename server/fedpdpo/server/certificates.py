@@ -1,6 +1,7 @@
 """Certificates at the server's end: its own, and whom those of its callers name."""
 
 import datetime
+import ssl
 import time
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,8 +27,7 @@ def server_credentials(folder: Path, *, mutual: bool) -> grpc.ServerCredentials:
 
     `mutual`: only clients with a certificate of the folder's CA get in. Raises BadSettings.
     """
-    paths = [folder / name for name in (CA, CERTIFICATE, KEY)]
-    watched = Watched(lambda: _configuration(folder, mutual=mutual), *paths)
+    watched = Watched(lambda: _configuration(folder, mutual=mutual), *_own(folder))
     shown = watched.value
 
     def changed() -> Any:
@@ -48,6 +48,35 @@ def _configuration(folder: Path, *, mutual: bool) -> Any:
     own = Credentials.read(folder)
     pair = [(own.key, own.certificate)]
     return grpc.ssl_server_certificate_configuration(pair, own.ca if mutual else None)
+
+
+def page_context(folder: Path) -> ssl.SSLContext:
+    """The page's side of TLS, by the files that are in the folder when a browser connects.
+
+    Raises BadSettings.
+    """
+    watched = Watched(lambda: _context(folder), *_own(folder))
+
+    def show(connection: ssl.SSLObject, _name: str, _first: ssl.SSLContext) -> None:
+        connection.context = watched.value
+
+    first = watched.value
+    first.sni_callback = show  # called in every handshake, whether a name is asked for or not
+    return first
+
+
+def _context(folder: Path) -> ssl.SSLContext:
+    Credentials.read(folder)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(folder / CERTIFICATE, folder / KEY)
+    except OSError as error:
+        raise BadSettings(f"cannot use {folder / CERTIFICATE} with its key: {error}") from error
+    return context
+
+
+def _own(folder: Path) -> list[Path]:
+    return [folder / name for name in (CA, CERTIFICATE, KEY)]
 
 
 class Certificates:

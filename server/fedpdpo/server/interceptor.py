@@ -112,8 +112,8 @@ async def _abort(context: Any, error: Exception, method: str) -> None:
         reason = printable(str(error))[:_MAX_DETAILS_CHARS]
         level = logging.DEBUG if isinstance(error, Busy) else logging.WARNING
         log.log(level, fields("refused", method=method.rpartition("/")[2], reason=reason))
-        if isinstance(error, StorageAway):  # where it is, is the operator's
-            reason = "the server's storage does not answer; ask again"
+        if isinstance(error, StorageAway):
+            reason = error.TOLD
         await context.abort(status_of(error), reason, trailers_of(error, reason))
     log.error(fields("failed", method=method, error=repr(error)), exc_info=error)
     await context.abort(grpc.StatusCode.INTERNAL, "the server failed; its log says why")

@@ -11,16 +11,17 @@ import uvicorn
 from fedpdpo.common.errors import BadSettings
 from fedpdpo.common.log import fields
 from fedpdpo.common.tls import is_loopback
+from fedpdpo.server.certificates import page_context
 from fedpdpo.server.changes import Changes
 from fedpdpo.server.federation import Federation
 from fedpdpo.server.settings import ServerSettings
+from fedpdpo.server.watch.crowd import Connection
 from fedpdpo.server.watch.operators import Operators
 from fedpdpo.server.watch.web import Web
 
 log = logging.getLogger(__name__)
 
 _GRACE_S = 2
-_MOST_CONNECTIONS = 256
 _LOOPBACK = ["localhost", "127.0.0.1", "[::1]"]
 
 
@@ -47,8 +48,8 @@ class Site:
     ) -> "Site":
         """Serve the page of a federation.
 
-        Raises BadSettings for a port that is taken, a wrong file of tokens, or an address that
-        other machines reach without TLS, unless that is said to be meant.
+        Raises BadSettings for a port that is taken, a wrong file of tokens or of TLS, or an address
+        that other machines reach without TLS, unless that is said to be meant.
         """
         host = settings.dashboard_host
         local = is_loopback(host)
@@ -59,7 +60,7 @@ class Site:
             )
         operators = Operators(settings.dashboard_tokens or settings.tokens)
         web = Web(federation, changes, operators, hosts=[*_LOOPBACK, host] if local else ["*"])
-        tls = settings.tls if not local else None
+        tls = page_context(settings.tls) if settings.tls is not None and not local else None
         try:
             listening = socket.create_server((host, settings.dashboard_port or 0))
         except OSError as error:
@@ -67,19 +68,18 @@ class Site:
                 f"cannot listen on {host}:{settings.dashboard_port}; is the port in use? choose "
                 "another --dashboard-port"
             ) from error
-        server = _Server(
-            uvicorn.Config(
-                web.app,
-                log_config=None,
-                access_log=False,
-                lifespan="off",
-                server_header=False,
-                limit_concurrency=_MOST_CONNECTIONS,
-                timeout_graceful_shutdown=_GRACE_S,
-                ssl_certfile=tls / "tls.crt" if tls else None,
-                ssl_keyfile=tls / "tls.key" if tls else None,
-            )
+        config = uvicorn.Config(
+            web.app,
+            http=Connection,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            server_header=False,
+            timeout_graceful_shutdown=_GRACE_S,
         )
+        config.load()
+        config.ssl = tls
+        server = _Server(config)
         port = int(listening.getsockname()[1])
         serving = asyncio.create_task(server.serve(sockets=[listening]))
         scheme = "https" if tls else "http"

@@ -24,6 +24,7 @@ from fedpdpo.common.errors import FedPDPOError, NotFound, NotIdentified, NotOpen
 from fedpdpo.server.changes import Changes
 from fedpdpo.server.federation import Federation
 from fedpdpo.server.operations import events_after, set_paused, stop
+from fedpdpo.server.watch.crowd import HEALTH, Bounded
 from fedpdpo.server.watch.exposition import exposition
 from fedpdpo.server.watch.headers import Headers
 from fedpdpo.server.watch.operators import Operators
@@ -64,7 +65,7 @@ class Web:
             routes=[
                 Route("/", self._page),
                 Mount("/static", StaticFiles(directory=STATIC)),
-                Route("/healthz", self._healthy),
+                Route(HEALTH, self._healthy),
                 Route("/metrics", self._metrics),
                 Route("/api/overview", self._overview),
                 Route("/api/live", self._live),
@@ -78,6 +79,7 @@ class Web:
             middleware=[
                 Middleware(TrustedHostMiddleware, allowed_hosts=hosts),
                 Middleware(Headers),
+                Middleware(Bounded),
             ],
             exception_handlers={FedPDPOError: _refused},
         )
@@ -103,7 +105,10 @@ class Web:
 
     async def _looks(self) -> AsyncIterator[bytes]:
         while not self.closing.is_set():
-            change, seen = await self._shared_look()
+            try:
+                change, seen = await self._shared_look()
+            except FedPDPOError:
+                return  # a browser asks again
             yield b"data: " + seen + b"\n\n"
             await asyncio.sleep(_LEAST_S)
             await self._changes.wait(change, at_most_s=_MOST_S)
@@ -174,4 +179,5 @@ def _json(content: bytes) -> Response:
 async def _refused(_: Request, error: Exception) -> Response:
     status = next((_STATUSES[kind] for kind in type(error).__mro__ if kind in _STATUSES), 400)
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
-    return Response(f"{error}\n", status, headers, media_type="text/plain")
+    reason = error.TOLD if isinstance(error, StorageAway) else str(error)
+    return Response(f"{reason}\n", status, headers, media_type="text/plain")

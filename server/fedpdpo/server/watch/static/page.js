@@ -7,9 +7,12 @@ import { clock, fillAccuracies, fillClients, fillParts, fillRounds, percent } fr
 const at = (id) => document.getElementById(id);
 const TROUBLE = /refused|clipped|away|stuck|late=(?!none)/;
 const MOST_EVENTS = 500;
+const LISTEN_AGAIN_MS = 3000;
+const PATIENCE_MS = 30000;
 
 let overview = null;
 let events = [];
+let reading = false;
 
 function kind() {
   return document.querySelector("input[name=kind]:checked").value;
@@ -55,7 +58,7 @@ function showAccuracies() {
 // What is told at a path; null where the server is away, which the header says.
 async function told(path) {
   try {
-    const answer = await fetch(path);
+    const answer = await fetch(path, { signal: AbortSignal.timeout(PATIENCE_MS) });
     return answer.ok ? await answer.json() : null;
   } catch {
     return null;
@@ -68,11 +71,14 @@ async function showRound(number) {
 }
 
 async function readEvents() {
+  if (reading) return; // the next look reads what comes meanwhile
+  reading = true;
   for (;;) {
     const found = await told(`/api/events?after=${events[0]?.number ?? 0}`);
     if (!found?.length) break;
     events = [...found.reverse(), ...events].slice(0, MOST_EVENTS);
   }
+  reading = false;
   showEvents();
 }
 
@@ -101,6 +107,7 @@ function listen() {
     const ended = overview && ["finished", "stopped"].includes(overview.phase);
     set("connection", ended ? "the server has ended" : "the server is away; asking again");
     if (ended) live.close();
+    else if (live.readyState === EventSource.CLOSED) setTimeout(listen, LISTEN_AGAIN_MS);
   });
 }
 
