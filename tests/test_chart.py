@@ -5,6 +5,7 @@ Rendered by Helm where it is at hand, else by chart/render.go with Debian's Go a
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -47,14 +48,16 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def rendered(values: dict[str, Any], folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
+def rendered(
+    values: dict[str, Any], folder: Path, *, release: str = "demo"
+) -> dict[tuple[str, str], dict[str, Any]]:
     """The chart's objects by kind and name."""
     file = folder / "values.yaml"
     file.write_text(yaml.safe_dump(values), encoding="utf-8")
-    command = ["helm", "template", "demo", str(CHART), "--values", str(file)]
+    command = ["helm", "template", release, str(CHART), "--values", str(file)]
     environment = dict(os.environ)
     if not shutil.which("helm"):
-        command = ["go", "run", str(RENDERER), str(CHART), "demo", str(file)]
+        command = ["go", "run", str(RENDERER), str(CHART), release, str(file)]
         environment |= {"GO111MODULE": "off", "GOPATH": str(GOCODE),
                         "GOCACHE": str(folder.parent / "gocache")}  # fmt: skip
     found = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
@@ -98,6 +101,8 @@ def test_flags_are_known_and_every_mount_has_its_volume(
         volumes = {volume["name"] for volume in pod["spec"]["volumes"]} | {"state"}
         assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
         assert pod["spec"]["securityContext"]["runAsNonRoot"]
+        # A Service named fedpdpo-server would else give FEDPDPO_SERVER_PORT=tcp://…
+        assert pod["spec"]["enableServiceLinks"] is False
         assert container["securityContext"]["readOnlyRootFilesystem"]
 
 
@@ -111,7 +116,7 @@ def test_selectors_find_their_pods(objects: dict[tuple[str, str], dict[str, Any]
             "StatefulSet": lambda spec: spec["selector"]["matchLabels"],
             "Deployment": lambda spec: spec["selector"]["matchLabels"],
         }.get(kind)
-        if wanted and not one["metadata"]["name"].endswith("-clients"):
+        if wanted:
             assert any(wanted(spec).items() <= found.items() for found in labels)
 
 
@@ -138,8 +143,67 @@ def test_what_is_asked_for_is_there(tmp_path: Path) -> None:
     assert plain["NetworkPolicy", "demo-server"]["spec"]["egress"] == []
     away = rendered(VARIANTS["elsewhere"], tmp_path)
     assert ("StatefulSet", "demo-server") not in away
-    args = away["Job", "demo-client-ada"]["spec"]["template"]["spec"]["containers"][0]["args"]
+    (args,) = (pod["spec"]["containers"][0]["args"] for pod in pods(away).values())
     assert "--server=fed.example.org:50051" in args
+    assert ("NetworkPolicy", "demo-server") not in away
+    assert ("NetworkPolicy", "demo-clients") in away
+
+
+def args_of(objects: dict[tuple[str, str], dict[str, Any]], name: str) -> list[str]:
+    """The arguments of the pod whose object's name begins so."""
+    (pod,) = (pod for found, pod in pods(objects).items() if found.startswith(name))
+    return list(pod["spec"]["containers"][0]["args"])
+
+
+def test_settings_are_flags_that_the_programs_take(tmp_path: Path) -> None:
+    values = {"server": {"settings": {"zstd": True, "method.reward-head": False, "norm-bound": 0}}}
+    args = args_of(rendered(values, tmp_path), "demo-server")
+    assert {"--zstd", "--no-method.reward-head", "--norm-bound=0", "--rounds=3"} < set(args)
+    found = load_settings(ServerSettings, args, program="fedpdpo-server")
+    assert found.zstd
+    assert not found.method.reward_head
+
+
+def test_a_clients_own_setting_wins_even_where_it_is_nothing(tmp_path: Path) -> None:
+    own = {"checkpoint-activations": False, "save-every-s": 0, "model": ""}
+    shared = {"checkpoint-activations": True, "save-every-s": 60, "model": "/models/m",
+              "max-tokens": 512}  # fmt: skip
+    clients = [CLIENTS[0] | {"settings": own}, CLIENTS[1]]
+    found = rendered({"client": {"settings": shared}, "clients": clients}, tmp_path)
+    ada, bea = (set(args_of(found, f"demo-client-{name}")) for name in ("ada", "bea"))
+    assert {"--no-checkpoint-activations", "--save-every-s=0", "--model=", "--max-tokens=512"} < ada
+    assert {"--checkpoint-activations", "--save-every-s=60", "--model=/models/m"} < bea
+
+
+def test_the_server_stays_after_the_run_for_whoever_starts_it_again(tmp_path: Path) -> None:
+    args = args_of(rendered(VARIANTS["tls"], tmp_path), "demo-server")
+    assert load_settings(ServerSettings, args, program="fedpdpo-server").stay
+    values = {"server": {"settings": {"stay": False}}}
+    args = args_of(rendered(values, tmp_path), "demo-server")
+    assert not load_settings(ServerSettings, args, program="fedpdpo-server").stay
+
+
+def test_a_job_that_changes_has_another_name_and_the_same_volume(tmp_path: Path) -> None:
+    def found(release: str = "demo", **client: Any) -> dict[str, str]:
+        values: dict[str, Any] = {"client": client, "clients": [*CLIENTS, long]}
+        objects = rendered(values, tmp_path, release=release)
+        assert {name for kind, name in objects if kind == "PersistentVolumeClaim"} == {
+            f"{release}-client-{one['name']}" for one in values["clients"]
+        }
+        return {
+            one["spec"]["template"]["metadata"]["labels"]["fedpdpo/client"]: name
+            for (kind, name), one in objects.items()
+            if kind == "Job"
+        }
+
+    long = {"name": "c" * 42, "data": {"emptyDir": {}}}
+    before = found()
+    assert found() == before
+    for changed in ({"image": "other"}, {"settings": {"threads": 2}}, {"gpus": 1}):
+        assert set(found(**changed).values()).isdisjoint(before.values())
+    for name in (*before.values(), *found("r" * 53).values()):
+        assert re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", name)
+    assert len({*found("r" * 53).values()}) == 3
 
 
 def test_values_that_are_unknown_or_wrong_are_refused_by_the_schema() -> None:

@@ -1,5 +1,6 @@
 """What deploy/ holds is valid, and says what the programs understand."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -44,6 +45,11 @@ def test_each_services_flags_are_known_to_its_program(services: dict[str, Any]) 
         program = services[name]["image"]
         data = ["--data", "/data"] * (name in CLIENTS)
         load_settings(KINDS[program], [*services[name]["command"], *data], program=program)
+
+
+def test_the_server_of_compose_is_there_after_the_run(services: dict[str, Any]) -> None:
+    argv = services["server"]["command"]
+    assert load_settings(ServerSettings, argv, program="fedpdpo-server").stay
 
 
 def test_a_part_sees_its_own_certificate_and_nobody_elses(services: dict[str, Any]) -> None:
@@ -93,3 +99,11 @@ def test_systemd_finds_the_units_valid(tmp_path: Path) -> None:
         found = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert found.returncode == 0, found.stderr
         assert not found.stderr.strip(), found.stderr
+
+
+def test_the_clients_of_systemd_meet_in_one_folder_and_outlive_one_another() -> None:
+    text = (DEPLOY / "systemd" / "fedpdpo-client@.service").read_text(encoding="utf-8")
+    (folder,) = re.findall(r"^RuntimeDirectory=(\S+)$", text, re.M)
+    assert "%" not in folder
+    assert re.findall(r"^Environment=TMPDIR=(\S+)$", text, re.M) == [f"/run/{folder}"]
+    assert "\nRuntimeDirectoryPreserve=yes\n" in text

@@ -6,13 +6,13 @@ and writes OUT/summary.json.
 
 import argparse
 import os
-import shutil
 import sys
 import time
 from pathlib import Path
 
 from federation import Federation, Member
 from fedpdpo.common.errors import FedPDPOError
+from folder import make_anew, must_be_ours
 from model import get_model
 from preferences import get_preferences
 from summary import show, summarize
@@ -23,16 +23,16 @@ CACHE = Path(".cache")
 def main() -> int:
     """Run the command line; gives the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="is made anew")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="a folder, made anew")
     parser.add_argument("--model", help="a Hugging Face id or folder instead of the packaged model")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     begun = time.monotonic()
     try:
+        must_be_ours(args.out)
         model = args.model or str(get_model(CACHE / "smollm2-135m-instruct"))
         folders = get_preferences(CACHE / "preferences")
-        shutil.rmtree(args.out, ignore_errors=True)
-        args.out.mkdir(parents=True)
+        make_anew(args.out)
         members = [
             Member(name, data=folder / "train.jsonl", eval_data=folder / "eval.jsonl")
             for name, folder in folders.items()

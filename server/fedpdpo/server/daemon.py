@@ -37,7 +37,8 @@ async def serve(
 ) -> None:
     """Serve the run of a state directory until it has ended, and clients and onlookers know it.
 
-    Setting `stopping` ends it at once; the run goes on at the next start.
+    With `settings.stay` it is served on. Setting `stopping` ends that at once; the run goes on at
+    the next start.
 
     `attend` is told the port and the federation; its block begins when clients can connect and ends
     while the federation can still be read.
@@ -90,12 +91,17 @@ async def _drive(
             log.warning(fields("waiting_for_space", reason=str(error)))
         except StorageAway as error:
             log.warning(fields("waiting_for_storage", reason=str(error)))
-        if federation.stage.ended and not federation.active() and not onlookers.awaited:
+        if not federation.settings.stay and _is_over(federation, onlookers):
             return
         waits = [asyncio.create_task(change.wait()), asyncio.create_task(stopping.wait())]
         await asyncio.wait(waits, timeout=_TICK_S, return_when=asyncio.FIRST_COMPLETED)
         for task in waits:
             task.cancel()
+
+
+def _is_over(federation: Federation, onlookers: Onlookers) -> bool:
+    """Whether the run has ended, and clients and onlookers know it."""
+    return federation.stage.ended and not federation.active() and not onlookers.awaited
 
 
 @contextlib.contextmanager

@@ -68,6 +68,11 @@ class ServerSettings(DaemonSettings):
         description="file of tokens (fedpdpo token): an operator's lets pause, resume and stop on "
         "the page; --tokens where it is given",
     )
+    stay: bool = Field(
+        False,
+        description="serve the page, metrics and adapters after the run's end too, until told to "
+        "end by SIGTERM or SIGINT",
+    )
     model: str = Field(
         "HuggingFaceTB/SmolLM2-135M-Instruct",
         min_length=1,

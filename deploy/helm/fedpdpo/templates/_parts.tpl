@@ -7,7 +7,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 
 {{- define "fedpdpo.flags" -}}
 {{- range $name, $value := . }}
+{{- if kindIs "bool" $value }}
+- --{{ ternary "" "no-" $value }}{{ $name }}
+{{- else }}
 - {{ printf "--%s=%s" $name (kindIs "string" $value | ternary $value (toJson $value)) | quote }}
+{{- end }}
 {{- end }}
 {{- end }}
 
