@@ -17,7 +17,7 @@ from fedpdpo.common.errors import BadSettings, StorageAway
 from fedpdpo.common.layout import LoraLayout
 from fedpdpo.common.payload import CHUNK_BYTES
 from fedpdpo.common.wire import layout_to_messages
-from fedpdpo.server import daemon
+from fedpdpo.server import Server, daemon
 from fedpdpo.v1 import federation_pb2 as pb
 from fedpdpo.v1 import metrics_pb2, operator_pb2, payload_pb2, run_pb2
 from fedpdpo.v1.operator_pb2_grpc import OperatorServiceStub
@@ -82,17 +82,17 @@ def test_a_run_from_joining_to_its_end(tmp_path: Path) -> None:
 
 
 def test_the_server_ends_when_the_run_has_ended_and_all_have_left(tmp_path: Path) -> None:
-    with running(settings(tmp_path, rounds=1, min_clients=1)) as port:
-        with connected(port) as (stub, operator):
-            ada = Client(stub, "ada")
-            ada.join()
-            operator.StopRun(operator_pb2.StopRunRequest())
-            assert ada.task().finish.stopped
-            ada.leave()
-        for thread in threading.enumerate():
-            if thread.name.endswith("(thread)"):
-                thread.join(20)
-                assert not thread.is_alive()
+    with (
+        Server(settings(tmp_path, rounds=1, min_clients=1)) as server,
+        connected(server.port) as (stub, operator),
+    ):
+        ada = Client(stub, "ada")
+        ada.join()
+        operator.StopRun(operator_pb2.StopRunRequest())
+        assert ada.task().finish.stopped
+        assert not server.wait(0.5)
+        ada.leave()
+        assert server.wait(60)
 
 
 def test_the_same_delta_is_counted_once(
