@@ -20,6 +20,7 @@ from plan import (
     SWEEPS,
     Opened,
     growth_cells,
+    handed_cells,
     sweep_cells,
     table_cells,
     tune_cells,
@@ -49,7 +50,7 @@ def results() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for cells in (tune_cells(), sweep_cells()):
         found |= {cell.key: result(cell, ranks.get(cell.method, 12)) for cell in cells}
-    for cell in (*growth_cells(found), *table_cells(found, Opened({}))):
+    for cell in (*growth_cells(found), *handed_cells(found), *table_cells(found, Opened({}))):
         found[cell.key] = result(cell, ranks.get(cell.method, 12))
     return {"cells": found, "setting": MACHINE}
 
@@ -92,6 +93,7 @@ def test_the_page_tells_what_the_cells_say(tmp_path: Path, results: dict[str, An
     row = "| **FedPDPO** | 85.0 ± 0.0 | **90.0 ± 0.0** | 50.0 | 50.0 | 90.0 | -0.18 |"
     assert text.count(row) == len([one for one in SETTINGS.values() if one.in_table])
     assert "local-only DPO | +10.0 (" in text
+    assert "| local-only DPO | 80.0 | 80.0 | 80.0 |" in text
     for name in ("table", "sweeps", "growth"):
         assert (tmp_path / "pictures" / f"{name}.svg").stat().st_size > 10_000
         assert f"pictures/{name}.svg" in text

@@ -10,8 +10,21 @@ from typing import Any
 from compare import Line, best_baseline, lines_of
 from partitions import SETTINGS, warm_shares
 from pictures import draw_growth, draw_sweeps, draw_table
-from plan import GROWTH, ROUNDS, ROWS, SEEDS, SWEEPS, SWEPT_IN, mean_accuracy, sweep_cell
-from report import RESULTS, ROOT, console
+from plan import (
+    GROWTH,
+    HANDED_DOWN,
+    HANDED_TO,
+    ROUNDS,
+    ROWS,
+    SEEDS,
+    SWEEPS,
+    SWEPT_IN,
+    handed,
+    judged_stage,
+    mean_accuracy,
+    sweep_cell,
+)
+from report import RESULTS, ROOT, BenchmarkError, console
 from said import SAID
 from sweeps import growth_points, sweep_points
 from tabular import percent, table, with_error
@@ -51,6 +64,7 @@ def write(results: dict[str, Any], page: Path) -> None:
         "aims": aims(found, lines),
         "sweeps": sweeps(found),
         **{kind: swept_from(found, kind) for kind in ("explicit", "implicit")},
+        "handed": handed_down(found),
         "growth": growth(found),
         "newcomer": newcomers(results.get("newcomer", {})),
         "generation": written(results.get("generation", {})),
@@ -110,6 +124,22 @@ def sweeps(found: dict[str, Any]) -> str:
             table(head, rows),
         ]
     return "\n\n".join(parts)
+
+
+def handed_down(found: dict[str, Any]) -> str:
+    """What baselines would rank with other settings than FedPDPO's."""
+    rows = []
+    for name in HANDED_TO:
+        row = ROWS[name]
+        try:
+            cells = [handed(found, row, changed) for changed in HANDED_DOWN.values()]
+            stage = judged_stage(found, row)
+            shares = [fmean(mean_accuracy(found[cell.key], stage) for cell in some)
+                      for some in cells]  # fmt: skip
+        except (BenchmarkError, KeyError):
+            continue
+        rows.append([str(row), *map(percent, shares)])
+    return table(["on tune, %", *HANDED_DOWN], rows) if rows else ""
 
 
 def ceiling(num_clients: int) -> str:

@@ -154,6 +154,13 @@ GROWTH: dict[str, dict[str, tuple[str, int]]] = {
 }
 
 
+#: What was chosen for FedPDPO and the baselines have too, and what they are tried with instead.
+HANDED_DOWN: dict[str, dict[str, Any]] = {
+    "as in the table": {}, "no anchor": {"anchor": 0.0}, "beta 0.03": {"beta": 0.03},
+}  # fmt: skip
+HANDED_TO = ("local", "fedavg", "fedavg-ft")
+
+
 def sweep_cells(questions: Collection[str] = ()) -> Iterator[Cell]:
     """Each answer to each of these questions, or to all of them, on tune."""
     for question in questions or SWEEPS:
@@ -196,6 +203,22 @@ def growth_cells(found: dict[str, Any]) -> Iterator[Cell]:
 def growth_cell(found: dict[str, Any], row: Row, setting: str, rounds: int) -> Cell:
     """A row's cell along an axis. Raises BenchmarkError before its rate is chosen."""
     return Cell(setting, row.method.name, 0, rounds, rate=chosen_rate(found, row))
+
+
+def handed_cells(found: dict[str, Any]) -> Iterator[Cell]:
+    """Baselines with other settings than FedPDPO's, on tune."""
+    for name in HANDED_TO:
+        for changed in HANDED_DOWN.values():
+            yield from handed(found, ROWS[name], changed)
+
+
+def handed(found: dict[str, Any], row: Row, changed: dict[str, Any]) -> list[Cell]:
+    """A baseline's cells with some settings changed. Raises BenchmarkError before its rate is."""
+    rate = chosen_rate(found, row)
+    return [
+        Cell(setting, row.method.name, 0, ROUNDS, rate=rate, changed=changed)
+        for setting in TUNED_IN
+    ]
 
 
 def table_cells(found: dict[str, Any], opened: Opened) -> Iterator[Cell]:

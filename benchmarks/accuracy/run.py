@@ -37,6 +37,7 @@ from plan import (
     Opened,
     chosen_rate,
     growth_cells,
+    handed_cells,
     mean_accuracy,
     sweep_cells,
     table_cells,
@@ -46,7 +47,7 @@ from report import RESULTS, ROOT, BenchmarkError, Report, console, exit_code
 from worlds import ORIGINS, at_hand
 
 PACKAGES = ("torch", "transformers", "peft", "fedpdpo")
-PHASES = ("sweeps", "tune", "growth", "table", "newcomer", "generation", "processes")
+PHASES = ("sweeps", "tune", "table", "baselines", "growth", "newcomer", "generation", "processes")
 QUICK = ("base", "local", "fedavg", "fedpdpo", "less-sharing")
 
 _bench: Bench | None = None
@@ -122,6 +123,8 @@ class Runs:
                 self.cells(tune_cells())
             case "growth":
                 self.cells(growth_cells(self.found))
+            case "baselines":
+                self.cells(handed_cells(self.found))
             case "table":
                 opened = Opened(self._report.content["opened"])
                 self.cells(table_cells(self.found, opened))
