@@ -27,7 +27,7 @@ from fedpdpo.client.tool.chat import Speaker
 from fedpdpo.client.tool.command import main
 from fedpdpo.client.tool.ranking import ranked
 from processes import stage
-from tiny import CPU, tiny_pairs, tiny_tokenizer
+from tiny import CPU, save_tiny_model, tiny_pairs, tiny_tokenizer
 
 PROMPT = "the film is 17"
 ANSWERS = (" lovely", " awful", " rather cold")
@@ -130,11 +130,13 @@ def test_the_reward_model_scores_as_the_client_does(tmp_path: Path, method: dict
     assert (expected[:, 0] > expected[:, 1]).double().mean() > 0.8
 
 
-def test_the_reward_model_takes_chat_messages(tmp_path: Path) -> None:
+@pytest.mark.parametrize("opening", ["", "{{ strftime_now('%d %b %Y') }}\n"], ids=["", "dated"])
+def test_the_reward_model_takes_chat_messages(tmp_path: Path, opening: str) -> None:
     left = Left(tmp_path / "left")
     out = left.exported("reward")
     theirs = AutoModelForSequenceClassification.from_pretrained(out, trust_remote_code=True)
     tokenizer = AutoTokenizer.from_pretrained(out)
+    tokenizer.chat_template = opening + tokenizer.chat_template
     turns = [{"role": "user", "content": PROMPT}]
     together = theirs.score(tokenizer, turns, ANSWERS)
     own = ranked(left.policy, tokenizer, left.run.method, PROMPT, ANSWERS, chat=True,
@@ -183,20 +185,105 @@ def test_the_model_is_served_as_openais_clients_ask_for_it(tmp_path: Path) -> No
     assert found.strip() == expected
 
 
-@pytest.mark.parametrize("change", ["code", "config"])
-def test_a_folder_of_other_code_is_not_served(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str
+EVIL = """\
+from pathlib import Path
+from transformers import LlamaConfig
+Path("{ran}").touch()
+class C(LlamaConfig): pass
+"""
+
+
+def told(folder: Path, name: str, **more: Any) -> None:
+    """Let a folder's configuration say more."""
+    path = folder / name
+    found = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(found | more))
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers end when they have loaded their model."""
+    monkeypatch.setattr("uvicorn.Server.run", lambda _: None)
+
+
+OWN = {"AutoModelForCausalLM": "remote_model.PersonalModel"}
+
+
+@pytest.mark.usefixtures("served")
+@pytest.mark.parametrize(
+    ("bottleneck", "name", "auto_map"),
+    [
+        (0, "config.json", {"AutoConfig": "evil.C"}),
+        (0, "config.json", OWN),
+        (8, "config.json", OWN | {"AutoConfig": "evil.C"}),
+        (8, "config.json", {"AutoModelForCausalLM": "evil.C"}),
+        (8, "tokenizer_config.json", {"AutoTokenizer": ["evil.C", None]}),
+        (8, "processor_config.json", {"AutoProcessor": "evil.C"}),
+    ],
+    ids=str,
+)
+def test_no_code_is_run_that_a_folder_names_beside_ours(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    bottleneck: int,
+    name: str,
+    auto_map: dict[str, Any],
 ) -> None:
-    left = Left(tmp_path / "left")
-    out = left.exported("model")
-    if change == "code":
-        path = out / "remote_model.py"
-        path.write_text(path.read_text() + "\nraise SystemExit('run')\n")
+    out = Left(tmp_path / "left", bottleneck=bottleneck).exported("model")
+    ran = tmp_path / "ran"
+    (out / "evil.py").write_text(EVIL.format(ran=ran))
+    told(out, name, auto_map=auto_map)
+    code = main(["serve", "--model-dir", str(out), "--device", "cpu"])
+    assert not ran.exists()
+    assert code == 1
+    assert f"{name} names code that this version does not write" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("served")
+@pytest.mark.parametrize("form", ["model", "merged"])
+def test_a_folder_is_served_without_code_that_no_configuration_names(
+    tmp_path: Path, form: str
+) -> None:
+    out = Left(tmp_path / "left", bottleneck=8 if form == "model" else 0).exported(form)
+    ran = tmp_path / "ran"
+    (out / "custom_generate").mkdir()
+    (out / "custom_generate" / "generate.py").write_text(EVIL.format(ran=ran))
+    assert main(["serve", "--model-dir", str(out), "--device", "cpu"]) == 0
+    assert not ran.exists()
+
+
+@pytest.mark.usefixtures("served")
+@pytest.mark.parametrize("form", ["model", "merged"])
+def test_code_that_the_backbone_was_published_with_is_forgotten(tmp_path: Path, form: str) -> None:
+    model = save_tiny_model(tmp_path / "backbone")
+    told(model, "config.json", auto_map={"AutoConfig": "theirs.C"})
+    told(model, "tokenizer_config.json", auto_map={"AutoTokenizer": ["theirs.C", None]})
+    bottleneck = 8 if form == "model" else 0
+    out = Left(tmp_path / "left", model=model, bottleneck=bottleneck).exported(form)
+    assert not [path for path in out.glob("*.json") if "theirs" in path.read_text()]
+    assert main(["serve", "--model-dir", str(out), "--device", "cpu"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("remote_model.py", "raise SystemExit('run')", "not what this version writes"),
+        ("remote_model.py", None, "config.json names code"),
+        ("config.json", None, "holds no model"),
+        ("config.json", "{", "config.json is damaged"),
+    ],
+    ids=str,
+)
+def test_a_folder_of_other_code_is_not_served(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str | None, words: str
+) -> None:
+    path = Left(tmp_path / "left").exported("model") / name
+    if content is None:
+        path.unlink()
     else:
-        (out / "config.json").unlink()
-    assert main(["serve", "--model-dir", str(out)]) == 1
-    told = capsys.readouterr().err
-    assert ("not what this version writes" if change == "code" else "holds no model") in told
+        path.write_text(content)
+    assert main(["serve", "--model-dir", str(path.parent)]) == 1
+    assert words in capsys.readouterr().err
 
 
 def test_answers_are_ranked_with_the_clients_own_rewards(

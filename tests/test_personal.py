@@ -17,9 +17,10 @@ from fedpdpo.client.data.tokens import pair_tokens
 from fedpdpo.client.exporting.personal import export, load
 from fedpdpo.client.model.packing import pack
 from fedpdpo.client.model.policy import Policy
-from fedpdpo.client.state import ClientState
+from fedpdpo.client.state import ClientState, Identity
 from fedpdpo.client.tool.chat import Speaker
 from fedpdpo.client.tool.command import main
+from fedpdpo.client.tool.personal import PersonalPolicy
 from fedpdpo.common.errors import BadModel, BadState
 from left import left_by
 from tiny import (
@@ -201,6 +202,21 @@ def test_eval_and_chat_work_on_it(
     said = capsys.readouterr().out
     assert "base:" in said
     assert "personal:" in said
+
+
+def test_answers_are_ranked_after_a_reply_as_before_it(tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path, family="gpt_oss", num_local_experts=4, num_experts_per_tok=2)
+    run = tiny_run()
+    run = run.model_copy(
+        update={"lora": run.lora.model_copy(update={"target_modules": ("q_proj", "v_proj")})}
+    )
+    identity = Identity(client_id="ada", model=str(model), run=run)
+    backbone = tiny_backbone(model)
+    policy = PersonalPolicy(Policy(backbone, run, private_seed=1), backbone, identity)
+    answers = [" bores", " enthrals"]
+    told = policy.rank("A film that", answers)
+    policy.reply("A film that", max_new_tokens=2)
+    assert policy.rank("A film that", answers) == told
 
 
 def test_a_conversation_ends_with_an_empty_line_or_the_end_of_input(

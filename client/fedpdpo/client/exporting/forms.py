@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fedpdpo.client.exporting.code import MODEL, REWARD
+from fedpdpo.client.exporting.code import MODEL, REWARD, forget_code
 from fedpdpo.client.exporting.gguf_model import GgufType, write_file
 from fedpdpo.client.exporting.remote_model import PersonalHead
 from fedpdpo.client.exporting.usage import (
@@ -130,7 +130,7 @@ def write_model(personal: Personal, folder: Path) -> None:
     model.config.tie_word_embeddings = False
     model.set_output_embeddings(head)
     model.save_pretrained(folder)
-    personal.backbone.tokenizer.save_pretrained(folder)
+    _save_tokenizer(personal, folder)
     if bottleneck is not None:
         MODEL.add_to(folder, type(model).__name__)
 
@@ -141,7 +141,7 @@ def write_merged(personal: Personal, folder: Path) -> None:
     Raises BadSettings where there is a bottleneck.
     """
     personal.plain().save_pretrained(folder)
-    personal.backbone.tokenizer.save_pretrained(folder)
+    _save_tokenizer(personal, folder)
 
 
 def write_gguf(personal: Personal, folder: Path) -> None:
@@ -175,7 +175,7 @@ def write_reward(personal: Personal, folder: Path) -> None:
     model.config.save_pretrained(folder)
     save_file({key: one.contiguous() for key, one in tensors.items()},
               folder / "model.safetensors", metadata={"format": "pt"})  # fmt: skip
-    personal.backbone.tokenizer.save_pretrained(folder)
+    _save_tokenizer(personal, folder)
     REWARD.add_to(folder, _pretrained(model))
 
 
@@ -195,6 +195,12 @@ FORMS = {
     "gguf": Form("A personal model for llama.cpp", write_gguf, GGUF_USAGE),
     "reward": Form("The explicit reward as a sequence classifier", write_reward, REWARD_USAGE),
 }
+
+
+def _save_tokenizer(personal: Personal, folder: Path) -> None:
+    """Put it beside the model that was saved, and forget what code both were published with."""
+    personal.backbone.tokenizer.save_pretrained(folder)
+    forget_code(folder)
 
 
 def _output_name(model: Any) -> str:

@@ -18,6 +18,9 @@ from transformers import AutoModel
 from transformers import LlamaPreTrainedModel as Base
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+#: The day on which all conversations take place, as in training.
+_ONE_DAY = "{%- macro strftime_now(form) -%}26 Jul 2024{%- endmacro %}"
+
 
 class RewardModel(Base):
     """v . (z_last + mean of z over the answer), with z = h + U gelu(D h)."""
@@ -80,8 +83,12 @@ def _texts(tokenizer: Any, prompt: Any, answer: str) -> tuple[str, str]:
     if isinstance(prompt, str):
         return prompt, answer + (tokenizer.eos_token or "")
     turns = [*prompt, {"role": "assistant", "content": answer}]
-    start = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template(turns, tokenize=False)
+    template = tokenizer.get_chat_template()
+    if "strftime_now" in template:
+        template = _ONE_DAY + template
+    how = {"chat_template": template, "tokenize": False}
+    start = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, **how)
+    whole = tokenizer.apply_chat_template(turns, **how)
     return start, whole.removeprefix(start)
 
 

@@ -46,7 +46,6 @@ class PersonalPolicy:
         self.identity = identity
         self._policy = policy
         self._backbone = backbone
-        self._path = policy.decoder.path
 
     @classmethod
     def load(
@@ -91,7 +90,6 @@ class PersonalPolicy:
             return speaker.reply(turns, plain=plain)
         finally:
             model.set_output_embeddings(output)
-            self._policy.decoder.path = self._path
 
     def rank(
         self,

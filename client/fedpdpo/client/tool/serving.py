@@ -9,9 +9,9 @@ from fedpdpo.common.errors import BadSettings, BadState
 def serve(folder: Path, *, host: str, port: int, device: str, dtype: str) -> None:
     """Serve a folder that `fedpdpo export --form model` wrote, until a signal ends the process.
 
-    transformers' server knows the classes of its own package only, so the folder's is put there;
-    the code beside the weights is not run unless it is what this version writes. Raises BadState
-    for another folder or code, BadSettings where the server's libraries are missing.
+    transformers' server knows the classes of its own package only, so the folder's is put there,
+    where its code is what this version writes; transformers itself is to run no code. Raises
+    BadState for another folder or code, BadSettings where the server's libraries are missing.
     """
     import transformers
     from transformers.cli.serve import Serve, is_serve_available
@@ -26,4 +26,4 @@ def serve(folder: Path, *, host: str, port: int, device: str, dtype: str) -> Non
     if MODEL.is_in(folder):
         found = get_class_from_dynamic_module(f"{MODEL.module}.{MODEL.kind}", str(folder))
         setattr(transformers, MODEL.kind, found)
-    Serve(str(folder), host=host, port=port, device=device, dtype=dtype, trust_remote_code=True)
+    Serve(str(folder), host=host, port=port, device=device, dtype=dtype, trust_remote_code=False)
