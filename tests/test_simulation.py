@@ -4,17 +4,23 @@ import contextlib
 import csv
 import json
 import secrets
+import shutil
+import sqlite3
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 
+from fedpdpo.common.errors import BadSettings
+from fedpdpo.simulation.cluster import num_workers
 from fedpdpo.simulation.partition import divided, read_keyed
-from fedpdpo.simulation.settings import Partition, SimulationSettings
+from fedpdpo.simulation.settings import Partition, SimulationSettings, Workers
 from processes import BIN, Program, done, stage, until
 from tiny import save_tiny_model, write_preferences
 
@@ -153,6 +159,59 @@ def test_a_killed_simulation_goes_on_by_the_same_command_to_the_same_bits(
     assert (tmp_path / "out" / "accuracies.csv").read_bytes() == (
         simulated / "accuracies.csv"
     ).read_bytes()
+
+
+@pytest.mark.parametrize("still_there", [0, 1])
+def test_an_ended_simulation_starts_again_and_has_its_table(
+    scene: Path, simulated: Path, tmp_path: Path, still_there: int
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(simulated, out)
+    (out / "accuracies.csv").unlink()
+    with contextlib.closing(sqlite3.connect(out / "server" / "run.sqlite")) as run, run:
+        run.executemany(
+            "UPDATE clients SET left = 0 WHERE client_id = ?",
+            [(one,) for one in CLIENTS[:still_there]],
+        )
+    found = done("fedpdpo", *asked(scene, out))
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert ("1 clients in 1 workers" in found.stdout) == bool(still_there)
+    assert left(out) == left(simulated)
+    assert (out / "accuracies.csv").read_bytes() == (simulated / "accuracies.csv").read_bytes()
+
+
+def test_a_ray_of_others_is_left_alone_by_default(
+    scene: Path, simulated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    shutil.copytree(simulated, tmp_path / "out")
+    found = done("fedpdpo", *asked(scene, tmp_path / "out"))
+    assert found.returncode == 0, found.stderr
+
+
+@pytest.mark.parametrize(
+    ("nodes", "each", "expected"),
+    [
+        ([{"CPU": 3}, {"CPU": 3}], {"cpus": 2}, 2),
+        ([{"CPU": 8, "GPU": 2}], {"gpus": 0.4}, 4),
+        ([{"CPU": 64, "GPU": 1}], {"gpus": 0.1}, 10),
+        ([{"CPU": 8, "GPU": 3}, {"CPU": 8, "GPU": 3}], {"gpus": 2}, 2),
+        ([{"CPU": 8}, {"CPU": 2, "GPU": 4}], {"gpus": 1}, 2),
+        ([{"CPU": 8, "memory": 3 * 2**30}] * 2, {"memory_gib": 2}, 2),
+    ],
+    ids=str,
+)
+def test_each_worker_fits_on_one_node_and_on_one_gpu(
+    nodes: list[dict[str, float]], each: dict[str, Any], expected: int
+) -> None:
+    gone = {"Alive": False, "Resources": {"CPU": 64, "GPU": 8, "memory": 2**40}}
+    ray = SimpleNamespace(
+        nodes=lambda: [gone, *({"Alive": True, "Resources": one} for one in nodes)],
+        cluster_resources=lambda: sum(map(Counter, nodes), Counter()),
+    )
+    assert num_workers(Workers(**each), ray, 100) == expected
+    with pytest.raises(BadSettings, match=f"with room for {expected}"):
+        num_workers(Workers(**each, count=expected + 1), ray, 100)
 
 
 def test_a_folder_of_other_settings_or_of_something_else_is_refused(

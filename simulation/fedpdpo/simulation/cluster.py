@@ -28,8 +28,12 @@ def connected(workers: Workers) -> Iterator[Any]:
         raise BadSettings(
             "ray is not installed; install this package with its extra [simulate]"
         ) from error
-    how: dict[str, Any] = {"include_dashboard": False, "object_store_memory": _STORE_BYTES,
-                           "_node_ip_address": "127.0.0.1"}  # fmt: skip
+    how: dict[str, Any] = {
+        "address": "local",
+        "include_dashboard": False,
+        "object_store_memory": _STORE_BYTES,
+        "_node_ip_address": "127.0.0.1",
+    }
     try:
         if workers.address is not None:
             how = {"address": _reached(workers.address)}
@@ -63,18 +67,28 @@ def own_address(ray: Any) -> str:
 
 def num_workers(workers: Workers, ray: Any, num_clients: int) -> int:
     """As many as were asked for, or as fit. Raises BadSettings where none fits."""
-    has = ray.cluster_resources()
-    fit = int(has.get("CPU", 0) // workers.cpus)
-    if workers.gpus:
-        fit = min(fit, int(has.get("GPU", 0) / workers.gpus))
-    if workers.memory_gib:
-        fit = min(fit, int(has.get("memory", 0) // (workers.memory_gib * 2**30)))
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    fit = sum(_fit_on(node, workers) for node in nodes)
     if fit < max(1, workers.count):
+        has = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU", "memory")}
         raise BadSettings(
-            f"{max(1, workers.count)} workers do not fit: there are {has.get('CPU', 0):g} CPUs, "
-            f"{has.get('GPU', 0):g} GPUs and {has.get('memory', 0) / 2**30:.1f} GiB for them"
+            f"{max(1, workers.count)} workers do not fit: there are {has['CPU']:g} CPUs, "
+            f"{has['GPU']:g} GPUs and {has['memory'] / 2**30:.1f} GiB for them; nodes: "
+            f"{len(nodes)}, with room for {fit}"
         )
     return min(workers.count or fit, num_clients)
+
+
+def _fit_on(node: Mapping[str, float], workers: Workers) -> int:
+    """How many workers a node has room for; one that takes a part of a GPU stays on that GPU."""
+    fit = node.get("CPU", 0) // workers.cpus
+    if workers.gpus:
+        gpus = node.get("GPU", 0)
+        shared = gpus * int(1 / workers.gpus + 1e-9)
+        fit = min(fit, shared if workers.gpus < 1 else gpus // workers.gpus)
+    if workers.memory_gib:
+        fit = min(fit, node.get("memory", 0) // (workers.memory_gib * 2**30))
+    return int(fit)
 
 
 def resources(workers: Workers) -> dict[str, Any]:

@@ -21,9 +21,12 @@ from fedpdpo.simulation import cluster
 from fedpdpo.simulation.hosting import DATA, Host
 from fedpdpo.simulation.partition import Share, divided, read_keyed
 from fedpdpo.simulation.settings import PATIENT, SimulationSettings, Workers
+from fedpdpo.v1 import operator_pb2
 
 Rows = list[dict[str, Any]]
 Clients = Mapping[str, Share]
+
+_ENDED = (operator_pb2.PHASE_FINISHED, operator_pb2.PHASE_STOPPED)
 
 _LOOK_S = 0.5
 
@@ -47,27 +50,44 @@ def simulate(settings: SimulationSettings, console: Console) -> Rows:
             for name, share in clients.items()]  # fmt: skip
     _write_table(out / "clients.csv", told)
     with cluster.connected(settings.workers) as ray, _server(settings, ray, len(clients)) as server:
-        if ray.cluster_resources().get("GPU") and not settings.workers.gpus:
-            console.print("there are GPUs, which --workers.gpus 1 (or a fraction) would use")
-        num = cluster.num_workers(settings.workers, ray, len(clients))
-        hosts = cluster.shared_out({name: len(one.pairs) for name, one in clients.items()}, num)
-        console.print(f"{len(clients)} clients in {len(hosts)} workers, "
-                      f"{server.settings.rounds} rounds; {out}", soft_wrap=True)  # fmt: skip
-        host = ray.remote(_Host).options(**cluster.resources(settings.workers))
-        alone = cluster.is_alone(ray)
-        address = server.address if alone else f"{cluster.own_address(ray)}:{server.port}"
-        given = settings.client.model_dump(exclude_unset=True)
-        actors = [host.remote(settings.workers, given) for _ in hosts]
-        how = {"log_level": settings.log_level, "insecure": not alone}
-        working = []
-        for actor, names in zip(actors, hosts, strict=True):
-            own = {name: clients[name].pairs for name in names}
-            working.append(actor.work.remote(address, out.absolute(), own, **how))
-        _follow(ray, working, server, console, num_clients=len(clients))
-        server.wait()
+        there = _awaited(server, clients)
+        if there:
+            _work(settings, ray, server, there, console)
         rows = server.accuracies()
     _write_table(out / "accuracies.csv", rows)
     return rows
+
+
+def _awaited(server: Server, clients: Clients) -> Clients:
+    """The clients that the run needs: when it has ended, those that have not left it."""
+    found = server.status()
+    if found.phase not in _ENDED:
+        return clients
+    return {one.client_id: clients[one.client_id] for one in found.clients if not one.left}
+
+
+def _work(
+    settings: SimulationSettings, ray: Any, server: Server, clients: Clients, console: Console
+) -> None:
+    """Place the clients on workers, and follow them until the run has ended."""
+    if ray.cluster_resources().get("GPU") and not settings.workers.gpus:
+        console.print("there are GPUs, which --workers.gpus 1 (or a fraction) would use")
+    num = cluster.num_workers(settings.workers, ray, len(clients))
+    hosts = cluster.shared_out({name: len(one.pairs) for name, one in clients.items()}, num)
+    console.print(f"{len(clients)} clients in {len(hosts)} workers, "
+                  f"{server.settings.rounds} rounds; {settings.out}", soft_wrap=True)  # fmt: skip
+    host = ray.remote(_Host).options(**cluster.resources(settings.workers))
+    alone = cluster.is_alone(ray)
+    address = server.address if alone else f"{cluster.own_address(ray)}:{server.port}"
+    given = settings.client.model_dump(exclude_unset=True)
+    actors = [host.remote(settings.workers, given) for _ in hosts]
+    how = {"log_level": settings.log_level, "insecure": not alone}
+    working = []
+    for actor, names in zip(actors, hosts, strict=True):
+        own = {name: clients[name].pairs for name in names}
+        working.append(actor.work.remote(address, settings.out.absolute(), own, **how))
+    _follow(ray, working, server, console, num_clients=len(clients))
+    server.wait()
 
 
 def _write_table(path: Path, rows: Rows) -> None:
