@@ -21,6 +21,7 @@ from compare import paired_bootstrap
 from fedpdpo.client.model.lora import SharedState
 from fedpdpo.client.state import ClientState
 from fedpdpo.common.files import sha256_of
+from fedpdpo.common.layout import LoraLayout
 from methods import METHODS
 from partitions import SETTINGS, Setting, annotators, domains
 from plan import (
@@ -329,9 +330,12 @@ def test_a_newcomer_is_measured_from_each_start_with_each_number_of_pairs(
     monkeypatch.setattr(newcomer, "PAIRS", (2, 8))
     read: list[Path] = []
     known = SharedState.read
-    monkeypatch.setattr(
-        SharedState, "read", lambda path, layout: read.append(path) or known(path, layout)
-    )
+
+    def noted(path: Path, layout: LoraLayout) -> SharedState:
+        read.append(path)
+        return known(path, layout)
+
+    monkeypatch.setattr(SharedState, "read", noted)
     found = [newcomer.newcomer(tiny_bench, newcomer.newcomer_cell(seed, 1, 1.0)) for seed in (0, 1)]
     starts = [path.stem for path in read if "server" in path.parts]
     assert starts == ["version-00001", "version-00000"] * 2
