@@ -180,6 +180,20 @@ def test_an_ended_simulation_starts_again_and_has_its_table(
     assert (out / "accuracies.csv").read_bytes() == (simulated / "accuracies.csv").read_bytes()
 
 
+def test_a_simulation_that_ended_before_any_measured_says_so(
+    scene: Path, simulated: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(simulated, out)
+    (out / "accuracies.csv").unlink()
+    with contextlib.closing(sqlite3.connect(out / "server" / "run.sqlite")) as run, run:
+        run.execute("DELETE FROM evaluations")
+    found = done("fedpdpo", *asked(scene, out))
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert "before any client had measured" in found.stdout
+    assert not (out / "accuracies.csv").exists()
+
+
 def test_a_ray_of_others_is_left_alone_by_default(
     scene: Path, simulated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

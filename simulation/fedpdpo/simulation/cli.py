@@ -10,6 +10,9 @@ def _simulate(settings: SimulationSettings, console: Console) -> None:
     from fedpdpo.simulation.engine import simulate
 
     rows = simulate(settings, console)
+    if not rows:
+        console.print("the run was stopped before any client had measured; there is no table")
+        return
     name = rows[0]["client"]
     folder = settings.out / "clients" / name
     console.print(f"wrote {settings.out / 'accuracies.csv'}; a client's own model, for example:")

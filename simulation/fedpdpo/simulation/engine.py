@@ -54,7 +54,8 @@ def simulate(settings: SimulationSettings, console: Console) -> Rows:
         if there:
             _work(settings, ray, server, there, console)
         rows = server.accuracies()
-    _write_table(out / "accuracies.csv", rows)
+    if rows:
+        _write_table(out / "accuracies.csv", rows)
     return rows
 
 
