@@ -102,7 +102,7 @@ def write_peft(personal: Personal, folder: Path) -> None:
         config.alpha_pattern = {name: head.a.shape[0]}
         tensors[f"base_model.model.{name}.lora_A.weight"] = head.a.detach()
         tensors[f"base_model.model.{name}.lora_B.weight"] = head.b.detach()
-    elif head.weight.requires_grad:
+    elif head.kind == "full":
         config.modules_to_save = [name]
         tensors[f"base_model.model.{name}.weight"] = head.weight.detach()
     config.inference_mode = True

@@ -68,9 +68,8 @@ class Policy:
         return other
 
     def _put_private_parts(self, method: MethodSettings, seed: int) -> None:
-        self.trains_whole_head = method.head == "full"
         dtype = self.dtype
-        if self.trains_whole_head:
+        if method.head == "full":
             dtype = torch.promote_types(dtype, torch.float32)
         if self.pretrained.weight.dtype != dtype:
             weight = self._output_weight.to(dtype)
@@ -84,7 +83,7 @@ class Policy:
     @property
     def is_personal(self) -> bool:
         """Whether there are private parts; without them it is the global model."""
-        return any(parameter.requires_grad for parameter in self.private.parameters())
+        return bool(self.private.trained())
 
     @property
     def hidden_size(self) -> int:
@@ -203,8 +202,7 @@ def private_parameters(policy: Policy) -> dict[str, Tensor]:
     """The trained private parameters by name, on the CPU."""
     return {
         name: parameter.detach().cpu().contiguous()
-        for name, parameter in policy.private.named_parameters()
-        if parameter.requires_grad
+        for name, parameter in policy.private.trained().items()
     }
 
 
@@ -213,11 +211,7 @@ def put_private_parameters(policy: Policy, parameters: Mapping[str, Tensor]) -> 
 
     Raises BadState where they are not those of the run's method settings.
     """
-    known = {
-        name: parameter
-        for name, parameter in policy.private.named_parameters()
-        if parameter.requires_grad
-    }
+    known = policy.private.trained()
     shapes = {name: tuple(tensor.shape) for name, tensor in parameters.items()}
     if shapes != {name: tuple(tensor.shape) for name, tensor in known.items()}:
         raise BadState("the private parts on disk are not those of the run's method settings")

@@ -46,6 +46,7 @@ class PrivateHead(nn.Module):
         weight = pretrained.detach()
         if kind == "full":
             weight = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
+        self.kind = kind
         self.weight = nn.Parameter(weight, requires_grad=kind == "full")
         vocabulary, hidden = weight.shape
         self.a: nn.Parameter | None = None
@@ -100,6 +101,13 @@ class PrivateParts(nn.Module):
         )
         self.head = PrivateHead(pretrained_head, method.head, method.head_rank, generator)
         self.reward = RewardHead(hidden) if method.reward_head else None
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """What is trained, by name, though it may rest in a part of a round: not a pretrained W."""
+        found = dict(self.named_parameters())
+        if self.head.kind != "full":
+            del found["head.weight"]
+        return found
 
     def features(self, h: Tensor) -> Tensor:
         """Z from h. Shapes: (..., H) -> (..., H)."""

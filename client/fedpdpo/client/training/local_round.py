@@ -154,6 +154,5 @@ def _step(
 def _enable(policy: Policy, *, shared: bool, private: bool) -> None:
     for parameter in policy.lora():
         parameter.requires_grad_(shared)
-    for name, part in policy.private.named_parameters():
-        frozen_head = name == "head.weight" and not policy.trains_whole_head
-        part.requires_grad_(private and not frozen_head)
+    for part in policy.private.trained().values():
+        part.requires_grad_(private)

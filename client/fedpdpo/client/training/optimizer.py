@@ -31,9 +31,7 @@ class LocalOptimizer:
         self.named: dict[str, Tensor] = {
             f"lora.{number}": matrix for number, matrix in enumerate(policy.lora())
         }
-        self.named |= {
-            name: part for name, part in policy.private.named_parameters() if part.requires_grad
-        }
+        self.named |= policy.private.trained()
         rates = {
             "lora": method.lora_lr,
             "head": method.head_lr,
