@@ -58,6 +58,21 @@ def test_the_last_two_rounds_are_kept(tmp_path: Path) -> None:
     assert kept == ["round-00002", "round-00003"]
 
 
+def test_rounds_are_in_the_order_of_their_numbers_however_many_digits_these_have(
+    tmp_path: Path,
+) -> None:
+    for number in (99_998, 99_999, 100_000):
+        assert save(opened(tmp_path), number).delta.exists()
+        opened(tmp_path).adapter_path(number).parent.mkdir(exist_ok=True)
+        opened(tmp_path).adapter_path(number).touch()
+    found = opened(tmp_path).last_round()
+    assert found is not None
+    assert found[0].number == 100_000
+    assert opened(tmp_path).last_adapter() == opened(tmp_path).adapter_path(100_000)
+    opened(tmp_path).forget_adapters_before(100_000)
+    assert list((tmp_path / "adapters").iterdir()) == [opened(tmp_path).adapter_path(100_000)]
+
+
 @pytest.mark.parametrize("part", ["private", "optimizer", "delta"])
 @pytest.mark.parametrize("damage", ["altered", "truncated", "missing"])
 def test_a_file_that_is_not_what_was_written_is_named(

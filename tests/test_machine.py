@@ -100,7 +100,7 @@ def test_a_signal_ends_the_process_at_once_or_when_it_is_ready() -> None:
     interruption = Interruption()
     before = signal.getsignal(signal.SIGTERM)
     with interruption.handled():
-        with interruption.deferred():
+        with pytest.raises(SystemExit, match="143"), interruption.deferred():
             os.kill(os.getpid(), signal.SIGTERM)
             assert interruption.wanted == signal.SIGTERM
             with pytest.raises(SystemExit, match="143"):
@@ -110,3 +110,14 @@ def test_a_signal_ends_the_process_at_once_or_when_it_is_ready() -> None:
         with pytest.raises(SystemExit, match="130"):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_signal_that_nobody_looked_for_in_time_ends_the_process_with_the_block() -> None:
+    interruption, passed = Interruption(), []
+    with interruption.handled(), pytest.raises(SystemExit) as ended:
+        with interruption.deferred():
+            os.kill(os.getpid(), signal.SIGTERM)
+            passed.append("the block")
+        passed.append("what follows")
+    assert passed == ["the block"]
+    assert ended.value.code == 128 + signal.SIGTERM

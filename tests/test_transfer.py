@@ -4,11 +4,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from fedpdpo.client import link as link_module
 from fedpdpo.client.link import Link
 from fedpdpo.client.outcome import TrainedRound, TrainingReport
 from fedpdpo.common import payload
@@ -22,6 +24,7 @@ from fedpdpo.v1.operator_pb2_grpc import OperatorServiceStub
 from processes import until
 from proxy import Proxy, proxied
 from serving import BACKBONE, TOKENIZER, Client, connected, events, running, settings
+from watched import free_port
 
 NAME = "m.0.q.lora_A.weight"
 LAYOUT = LoraLayout(((NAME, (96, 2**14)),))
@@ -57,6 +60,31 @@ def linked(
         assert link.assignment().train.round == 1
         yield link, proxy, operator
         link.close()
+
+
+def test_a_model_that_loads_slowly_leaves_the_time_to_connect_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now_s = 0.0
+
+    def later() -> float:
+        nonlocal now_s
+        now_s += 100
+        return now_s
+
+    monkeypatch.setattr(link_module, "time", SimpleNamespace(monotonic=later))
+    link = Link(f"127.0.0.1:{free_port()}", "ada", connect_timeout_s=350, stall_s=1)
+    now_s = 1000.0
+    with pytest.raises(Refused):
+        link.join(
+            backbone_fingerprint=BACKBONE,
+            tokenizer_fingerprint=TOKENIZER,
+            layout=LAYOUT,
+            num_train_pairs=3,
+            num_eval_pairs=3,
+        )
+    link.close()
+    assert caplog.text.count("waiting_for_server") == 3
 
 
 def trained(folder: Path) -> TrainedRound:

@@ -30,12 +30,17 @@ class Interruption:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside the block a first signal only sets `wanted`, to the signal's number."""
+        """Inside the block a first signal only sets `wanted`, to the signal's number.
+
+        Where the block has not ended the process by then, its end does.
+        """
         self._deferring = True
         try:
             yield
         finally:
             self._deferring = False
+        if self.wanted:
+            self.end()
 
     def end(self) -> None:
         """End the process as the signal asked for."""

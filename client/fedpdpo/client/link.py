@@ -79,6 +79,7 @@ class Link:
         self._server = server
         self._client_id = client_id
         self._run_id = ""
+        self._connect_timeout_s = connect_timeout_s
         self._give_up_at: float | None = time.monotonic() + connect_timeout_s
         self._channel = open_channel(server, access)
         self._stub = FederationServiceStub(self._channel)
@@ -105,7 +106,12 @@ class Link:
         num_train_pairs: int,
         num_eval_pairs: int,
     ) -> Run:
-        """Enter the run; gives it with fingerprints and layout fixed, and sets `format`."""
+        """Enter the run; gives it with fingerprints and layout fixed, and sets `format`.
+
+        The time that the model took to load counts for nothing.
+        """
+        if self._give_up_at is not None:
+            self._give_up_at = time.monotonic() + self._connect_timeout_s
         request = pb.JoinRequest(
             run_id=self._run_id,
             client_id=self._client_id,

@@ -103,7 +103,7 @@ class ClientState:
     # --- rounds -------------------------------------------------------------------------------
 
     def _round_folders(self) -> list[Path]:
-        return sorted((self.folder / "rounds").glob("round-*"))
+        return sorted((self.folder / "rounds").glob("round-*"), key=_number)
 
     def save_round(
         self,
@@ -184,7 +184,7 @@ class ClientState:
 
     def last_adapter(self) -> Path:
         """The newest global adapter. Raises BadState where none was pulled yet."""
-        found = sorted((self.folder / "adapters").glob("version-*.safetensors"))
+        found = sorted((self.folder / "adapters").glob("version-*.safetensors"), key=_number)
         if not found:
             raise BadState(f"{self.folder} holds no global adapter yet; let a round finish first")
         return found[-1]
@@ -192,8 +192,14 @@ class ClientState:
     def forget_adapters_before(self, version: int) -> None:
         """Remove global adapters older than a version."""
         for path in (self.folder / "adapters").glob("version-*.safetensors"):
-            if path < self.adapter_path(version):
+            if _number(path) < version:
                 path.unlink()
+
+
+def _number(path: Path) -> int:
+    """The number at the end of a name; -1 where there is none, which is nobody's round."""
+    number = path.stem.rpartition("-")[2]
+    return int(number) if number.isdecimal() else -1
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -20,7 +20,9 @@ def split(preferences: Sequence[Preference], *, share: float) -> tuple[Part, Par
     if not 0 < share < 1:
         raise BadData(f"the share held out is {share}; it must lie between 0 and 1")
     if len(preferences) < 2:
-        raise BadData(f"{len(preferences)} preferences cannot be split; add some, or hold none out")
+        raise BadData(
+            f"{len(preferences)} preferences cannot be split; add some, or give --eval-data"
+        )
     ordered = sorted(((one.digest, one) for one in preferences), key=itemgetter(0))
     room = min(max(1, round(share * len(preferences))), len(preferences) - 1)
     digests = [digest for digest, _ in ordered]
