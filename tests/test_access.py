@@ -17,6 +17,7 @@ from fedpdpo.v1 import operator_pb2, session_pb2
 from fedpdpo.v1.federation_pb2_grpc import FederationServiceStub
 from fedpdpo.v1.operator_pb2_grpc import OperatorServiceStub
 from fedpdpo.v1.session_pb2_grpc import SessionServiceStub
+from processes import until
 from serving import BACKBONE, LAYOUT, TOKENIZER, Client
 
 STOPPING_LAST = sorted(WHO, key=lambda name: (name.endswith("StopRun"), name))
@@ -100,6 +101,15 @@ def secured(
         ada.join()
         refusal = NO_IDENTITY if by_token else grpc.StatusCode.UNAVAILABLE
         yield Secured(port, ada.run_id, channels, refusal)
+
+
+def test_the_log_names_who_was_refused(secured: Secured, caplog: pytest.LogCaptureFixture) -> None:
+    stub = FederationServiceStub(secured.channels["ada"])
+    wanted = pb.PullAdapterRequest(run_id=secured.run_id, client_id="ada", adapter_version=9)
+    with pytest.raises(grpc.RpcError):
+        list(stub.PullAdapter(wanted))
+    line = "refused method=PullAdapter caller='client ada'"
+    until(lambda: line in caplog.text, line)
 
 
 def test_the_table_has_a_row_for_every_call() -> None:

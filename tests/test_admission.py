@@ -77,6 +77,7 @@ def test_a_delta_far_over_the_others_moves_them_no_further_than_the_bound(
     assert world.adapter(1) == pytest.approx(expected)
     assert world.events.count(kind) == 1
     (remark,) = world.federation.presence.remarks("eve", patience_s=1e9)
+    assert remark.startswith(f"{kind.removeprefix('delta_')}: ")
     assert "is the bound" in remark
 
 

@@ -65,5 +65,7 @@ def test_what_was_refused_is_told_until_something_is_taken(clock: Clock) -> None
     assert presence.remarks("ada", patience_s=50) == ["refused: the payload holds NaN"]
     presence.refused("ada", "it says \x1b[2J \ud800")
     assert presence.remarks("ada", patience_s=50) == ["refused: it says [2J "]
+    presence.clipped("ada", "a large delta")
+    assert presence.remarks("ada", patience_s=50) == ["clipped: a large delta"]
     presence.refused("ada", "")
     assert presence.remarks("ada", patience_s=50) == []

@@ -92,6 +92,24 @@ def test_a_flag_out_of_range_is_named(flags: list[str], words: str) -> None:
         server(*flags)
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--late", "fold"], r"late deltas \(--late fold\)"),
+        (["--encoding", "topk"], "what --encoding topk left out"),
+        (["--encoding", "int8"], "what --encoding int8 left out"),
+        (["--method.lora-moments", "keep"], "kept moments"),
+    ],
+)
+def test_products_take_nothing_that_was_made_in_another_rounds_coordinates(
+    flags: list[str], words: str
+) -> None:
+    with pytest.raises(BadSettings, match=f"^--averaging products gives LoRA new .*{words}"):
+        server("--averaging", "products", *flags)
+    assert server("--averaging", "products", "--encoding", "bfloat16").averaging == "products"
+    assert server(*flags).averaging == "factors"
+
+
 def test_an_unknown_flag_ends_the_program_with_the_nearest_one(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

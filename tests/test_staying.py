@@ -41,6 +41,10 @@ def test_a_server_told_to_stay_serves_until_it_is_told_to_end(tmp_path: Path, st
             client.leave()
         if not stay:
             assert server.ends() == 0, server.output
+            again, _ = on.server(*settings)
+            assert again.ends() == 0, again.output
+            assert "run_ended" in again.output
+            assert "another --state-dir begins a new run" in again.output
             return
         assert stays(server), server.output
         server.terminate()

@@ -163,6 +163,8 @@ def explain(error: ValidationError, cls: type[BaseModel], *, source: str | None 
             lines.append(f"unknown setting {key}{f' in {source}' if source else ''}{close}")
         elif item["type"] == "missing":
             lines.append(f"setting {key} is missing; give --{key.replace('_', '-')}")
+        elif not key:  # settings that do not go together
+            lines.append(str(item["ctx"]["error"]))
         else:
             lines.append(f"setting {key}: {item['msg']} (got {item.get('input')!r})")
     return "; ".join(lines)

@@ -77,6 +77,12 @@ class Access:
             raise
 
 
+def caller_told(context: Any) -> str:
+    """Who makes the present call, for the log: role and name, or an address."""
+    caller = _caller.get()
+    return str(caller) if caller is not None else str(context.peer())
+
+
 def check_speaks_for(client_id: str) -> None:
     """Raise Forbidden where the present call speaks for a client that does not make it."""
     caller = _caller.get()

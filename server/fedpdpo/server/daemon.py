@@ -70,6 +70,9 @@ async def serve(
                        run=federation.run.run_id, model=settings.model,
                        state_dir=federation.store.place)
             )  # fmt: skip
+            if federation.stage.ended:
+                hint = "another --state-dir begins a new run"
+                log.warning(fields("run_ended", run=federation.run.run_id, hint=hint))
             show = closing.enter_context(_shown(federation))
             await _drive(federation, changes, stopping, onlookers, show)
 

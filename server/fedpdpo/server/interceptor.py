@@ -13,7 +13,7 @@ from fedpdpo.common.frames import PULL, PUSH, packed, parser
 from fedpdpo.common.log import fields, printable
 from fedpdpo.common.statuses import status_of, trailers_of
 from fedpdpo.common.tracing import served
-from fedpdpo.server.access import Access
+from fedpdpo.server.access import Access, caller_told
 from fedpdpo.server.meters import Meters
 from fedpdpo.v1 import federation_pb2 as pb
 
@@ -111,7 +111,8 @@ async def _abort(context: Any, error: Exception, method: str) -> None:
     if isinstance(error, FedPDPOError):
         reason = printable(str(error))[:_MAX_DETAILS_CHARS]
         level = logging.DEBUG if isinstance(error, Busy) else logging.WARNING
-        log.log(level, fields("refused", method=method.rpartition("/")[2], reason=reason))
+        name, caller = method.rpartition("/")[2], caller_told(context)
+        log.log(level, fields("refused", method=name, caller=caller, reason=reason))
         if isinstance(error, StorageAway):
             reason = error.TOLD
         await context.abort(status_of(error), reason, trailers_of(error, reason))

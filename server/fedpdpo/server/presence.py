@@ -50,8 +50,15 @@ class Presence:
 
     def refused(self, client_id: str, reason: str) -> None:
         """Note why a delta of a client heard before was refused; empty: one was taken."""
+        self._note(client_id, f"refused: {reason}" if reason else "")
+
+    def clipped(self, client_id: str, reason: str) -> None:
+        """Note why a delta of a client heard before was scaled down."""
+        self._note(client_id, f"clipped: {reason}")
+
+    def _note(self, client_id: str, told: str) -> None:
         if client_id in self._signs:
-            self._refusals[client_id] = printable(reason)
+            self._refusals[client_id] = printable(told)
 
     def remarks(self, client_id: str, *, patience_s: float) -> list[str]:
         """What is the matter with a client, for people: silent, stuck, flapping or wrong."""
@@ -64,7 +71,7 @@ class Presence:
         if len(comings) == _FLAPS and self._clock() - comings[0] <= _FLAPPING_S:
             found.append(f"joined {_FLAPS} times in {self._clock() - comings[0]:.0f} s")
         if reason := self._refusals.get(client_id):
-            found.append(f"refused: {reason[:200]}")
+            found.append(reason[:200])
         return found
 
     def sign(self, client_id: str) -> Sign:

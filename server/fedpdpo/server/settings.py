@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import AnyUrl, Field, SecretStr
+from pydantic import AnyUrl, Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from fedpdpo.common.encoding import Encoding
@@ -159,3 +159,22 @@ class ServerSettings(DaemonSettings):
     seed: int = Field(0, ge=0, lt=2**63, description="seeds sampling and the first adapter")
     lora: LoraSettings = LoraSettings()
     method: MethodSettings = MethodSettings()
+
+    @model_validator(mode="after")
+    def _coordinates(self) -> "ServerSettings":
+        of_before = [
+            what
+            for what, given in (
+                ("late deltas (--late fold)", self.late == "fold"),
+                (f"what --encoding {self.encoding} left out",
+                 self.encoding in (Encoding.INT8, Encoding.TOPK)),
+                ("kept moments (--method.lora-moments keep)", self.method.lora_moments == "keep"),
+            )
+            if given
+        ]  # fmt: skip
+        if self.averaging == "products" and of_before:
+            raise ValueError(
+                "--averaging products gives LoRA new coordinates in each round, to which those of "
+                f"earlier ones do not belong: {', '.join(of_before)}; take --averaging factors"
+            )
+        return self

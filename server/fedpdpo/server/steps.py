@@ -98,9 +98,9 @@ def _close(federation: Federation, ledger: Ledger, opened: RoundRow) -> None:
                 norm=row.norm,
                 bound=most,
             )
-            federation.presence.refused(
-                row.client_id, f"a delta of norm {row.norm:.3g}, {most:.3g} is the bound"
-            )
+            reason = f"a delta of norm {row.norm:.3g}, {most:.3g} is the bound"
+            note = federation.presence.clipped if scale else federation.presence.refused
+            note(row.client_id, reason)
 
 
 def _scales(federation: Federation, rows: Sequence[DeltaRow]) -> tuple[list[float], float]:
