@@ -25,12 +25,14 @@ from fedpdpo.common.layout import LoraLayout
 from methods import METHODS
 from partitions import SETTINGS, Setting, annotators, domains
 from plan import (
+    FURTHER,
     RATES,
     ROUNDS,
     ROWS,
     Opened,
     choice,
     chosen_rate,
+    further_cells,
     mean_accuracy,
     table_cell,
     table_cells,
@@ -134,9 +136,21 @@ def tuned(method: str, shares: dict[float, float]) -> dict[str, Any]:
 
 def test_the_rate_that_was_best_on_tune_is_taken(setting: Setting) -> None:
     for best in RATES:
-        found = tuned("fedavg", {rate: 0.7 if rate == best else 0.6 for rate in RATES})
+        found = tuned("fedavg", {rate: 0.7 if rate == best else 0.6 for rate in (*RATES, FURTHER)})
         cell = table_cell(found, ROWS["fedavg"], "two", 1)
         assert (cell.rate, cell.split, cell.seed) == (best, "test", 1)
+
+
+def test_a_row_that_is_best_at_the_largest_rate_is_tried_at_a_larger_one(setting: Setting) -> None:
+    found: dict[str, Any] = {}
+    for method in METHODS.values():
+        best = RATES[-1] if method.name == "fedavg" else RATES[0]
+        found |= tuned(method.name, {rate: 0.7 if rate == best else 0.6 for rate in RATES})
+    assert {cell.key for cell in further_cells(found)} == set(tuned("fedavg", {FURTHER: 0.0}))
+    with pytest.raises(BenchmarkError, match="chosen before test is opened"):
+        chosen_rate(found, ROWS["fedavg-ft"])
+    assert chosen_rate(found | tuned("fedavg", {FURTHER: 0.65}), ROWS["fedavg-ft"]) == RATES[-1]
+    assert chosen_rate(found | tuned("fedavg", {FURTHER: 0.75}), ROWS["fedavg-ft"]) == FURTHER
 
 
 def test_the_rate_and_the_stage_are_chosen_together(setting: Setting) -> None:

@@ -22,8 +22,10 @@ SEEDS = (1, 2, 3)
 #: What each method's rates are multiplied by on tune, and in which settings: the same budget for
 #: all: one where tastes differ, one where they are opposite, one where people agree in the main.
 #: What is best over all together is taken everywhere. The product's rates are the least of them: in
-#: so few steps LoRA alone has hardly moved with these.
+#: so few steps LoRA alone has hardly moved with these. `FURTHER` is tried too for a row that is
+#: best at the largest.
 RATES = (1.0, 3.0, 10.0)
+FURTHER = 30.0
 TUNED_IN = ("film-3", "conflict-4", "people-4")
 
 #: Right after the last average, or after a local epoch more.
@@ -187,6 +189,16 @@ def tune_cells() -> Iterator[Cell]:
             yield from tried(method, rate)
 
 
+def further_cells(found: dict[str, Any]) -> Iterator[Cell]:
+    """A rate beyond the others for each row that is best at the largest of them.
+
+    Raises BenchmarkError where one was not tried.
+    """
+    for row in ROWS.values():
+        if row.method.trains and _best(found, row, RATES)[0] == RATES[-1]:
+            yield from tried(row.method, FURTHER)
+
+
 def tried(method: Method, rate: float) -> list[Cell]:
     """The cells by which a rate of a method is judged."""
     return [Cell(setting, method.name, 0, ROUNDS, rate=rate) for setting in TUNED_IN]
@@ -255,8 +267,13 @@ def choice(found: dict[str, Any], row: Row) -> tuple[float, Stage]:
     """
     if not row.method.trains:
         return 1.0, row.stage
+    best = _best(found, row, RATES)
+    return best if best[0] < RATES[-1] else _best(found, row, (*RATES, FURTHER))
+
+
+def _best(found: dict[str, Any], row: Row, rates: tuple[float, ...]) -> tuple[float, Stage]:
     stages: tuple[Stage, ...] = (row.stage,) if row.fixed else ("local", "after")
-    return max(product(RATES, stages), key=lambda one: on_tune(found, row, *one))
+    return max(product(rates, stages), key=lambda one: on_tune(found, row, *one))
 
 
 def on_tune(found: dict[str, Any], row: Row, rate: float, stage: Stage) -> float:

@@ -36,6 +36,7 @@ from plan import (
     TUNED_IN,
     Opened,
     chosen_rate,
+    further_cells,
     growth_cells,
     handed_cells,
     mean_accuracy,
@@ -121,6 +122,8 @@ class Runs:
                 self.cells(sweep_cells(self._args.sweeps))
             case "tune":
                 self.cells(tune_cells())
+                if all(cell.key in self.found for cell in tune_cells()):
+                    self.cells(further_cells(self.found))
             case "growth":
                 self.cells(growth_cells(self.found))
             case "baselines":
