@@ -6,13 +6,24 @@ from typing import Any
 import pytest
 import torch
 
+from fedpdpo.client.exporting.personal import export, load
 from fedpdpo.client.model.backbone import dtype_of, load_backbone
 from fedpdpo.client.model.policy import Policy
+from fedpdpo.client.tool.command import main
 from fedpdpo.client.training.evaluation import evaluate
 from fedpdpo.client.training.local_round import train_round
 from fedpdpo.client.training.optimizer import LocalOptimizer
 from fedpdpo.common.errors import BadModel
-from tiny import CPU, save_tiny_model, tiny_backbone, tiny_pairs, tiny_pairset, tiny_run
+from left import left_by
+from tiny import (
+    CPU,
+    save_tiny_model,
+    tiny_backbone,
+    tiny_pairs,
+    tiny_pairset,
+    tiny_run,
+    write_preferences,
+)
 
 
 def learnt(policy: Policy, folder: Path) -> float:
@@ -45,6 +56,20 @@ def test_a_backbone_in_4_bits_is_checked_trained_and_known_as_the_same(
     policy.check(tiny_pairs()[0])
     assert policy.decoder.path == "blocks"
     assert learnt(policy, tmp_path) > 0.9
+
+
+def test_an_exported_model_is_computed_in_4_bits_where_it_was_trained_so(tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path / "model", hidden_size=64, intermediate_size=128, head_dim=16)
+    left_by(model, tmp_path / "state", tiny_run())
+    export(tmp_path / "state", tmp_path / "out")
+    pairs = tmp_path / "pairs.jsonl"
+    write_preferences(pairs, seed=2, num=8, taste="warm")
+    told = ["--model-dir", str(tmp_path / "out"), "--data", str(pairs)]
+    _, backbone, _ = load(
+        tmp_path / "out", model=None, device=CPU, dtype=torch.float32, quantize="4bit"
+    )
+    assert backbone.model.get_decoder().layers[0].mlp.up_proj.weight.dtype == torch.uint8
+    assert main(["eval", *told, "--quantize", "4bit"]) == 0
 
 
 def test_4_bits_without_bitsandbytes_say_what_to_install(

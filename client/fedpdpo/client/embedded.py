@@ -56,4 +56,7 @@ class Client:
         """
         with TemporaryDirectory() as folder:
             out = self.export(Path(folder) / "personal")
-            return PersonalPolicy.load(out, device=self.settings.device, dtype=self.settings.dtype)
+            how = self.settings
+            return PersonalPolicy.load(
+                out, device=how.device, dtype=how.dtype, quantize=how.quantize
+            )

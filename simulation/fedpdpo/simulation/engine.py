@@ -37,7 +37,7 @@ def simulate(settings: SimulationSettings, console: Console) -> Rows:
     Rows are those of `Server.accuracies`. Raises BadData, BadSettings, BadState and what server and
     clients raise.
     """
-    start_logging(settings.log_level)
+    start_logging(settings.log_level, form=settings.log_format)
     out = settings.out
     clients = divided(
         read_keyed(settings.data, settings.partition),
@@ -82,7 +82,8 @@ def _work(
     address = server.address if alone else f"{cluster.own_address(ray)}:{server.port}"
     given = settings.client.model_dump(exclude_unset=True)
     actors = [host.remote(settings.workers, given) for _ in hosts]
-    how = {"log_level": settings.log_level, "insecure": not alone}
+    how = {"log_level": settings.log_level, "log_format": settings.log_format,
+           "insecure": not alone}  # fmt: skip
     working = []
     for actor, names in zip(actors, hosts, strict=True):
         own = {name: clients[name].pairs for name in names}

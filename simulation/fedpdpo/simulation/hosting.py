@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fedpdpo.client.entry import Process, enter
 from fedpdpo.client.interrupt import Interruption
@@ -39,12 +39,20 @@ class Host:
         self._live: OrderedDict[str, tuple[Worker, ExitStack]] = OrderedDict()
         self._loaded: tuple[Backbone, Policy] | None = None
 
-    def work(self, server: str, folders: Sequence[Path], *, insecure: bool, log_level: str) -> None:
+    def work(
+        self,
+        server: str,
+        folders: Sequence[Path],
+        *,
+        insecure: bool,
+        log_level: str,
+        log_format: Literal["text", "json"],
+    ) -> None:
         """Let the clients of these folders, named after them, take part until the run has ended.
 
         Raises what a client raises.
         """
-        start_logging(log_level)
+        start_logging(log_level, form=log_format)
         given = self._settings | {"server": server, "insecure": insecure}
         given["device"] = str(device_of(given.get("device", "auto")))
         clients = {

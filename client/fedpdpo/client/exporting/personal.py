@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from fedpdpo.client.model.backbone import Backbone, load_backbone
+from fedpdpo.client.model.backbone import Backbone, Quantize, load_backbone
 from fedpdpo.client.model.lora import SharedState, peft_config
 from fedpdpo.client.model.policy import Policy, put_private_parameters
 from fedpdpo.client.state import ClientState, Identity
@@ -84,7 +84,12 @@ def export(state_dir: Path, out: Path, vault: Vault | None = None) -> None:
 
 
 def load(
-    folder: Path, *, model: str | None, device: torch.device, dtype: torch.dtype
+    folder: Path,
+    *,
+    model: str | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantize: Quantize = "none",
 ) -> tuple[Policy, Backbone, Identity]:
     """Load an exported personal model; `model` says where the backbone lies if it moved.
 
@@ -93,7 +98,7 @@ def load(
     if not (folder / "fedpdpo.json").exists():
         raise BadState(f"{folder} is no exported model; write one with fedpdpo export")
     identity = Identity.read(folder / "fedpdpo.json")
-    backbone = load_backbone(model or identity.model, device=device, dtype=dtype)
+    backbone = load_backbone(model or identity.model, device=device, dtype=dtype, quantize=quantize)
     for what, found, wanted in (
         ("backbone", backbone.fingerprint, identity.run.backbone_fingerprint),
         ("tokenizer", backbone.tokenizer_fingerprint, identity.run.tokenizer_fingerprint),

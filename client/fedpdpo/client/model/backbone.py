@@ -13,6 +13,8 @@ from torch import nn
 from fedpdpo.client.model.products import prefer_onednn
 from fedpdpo.common.errors import BadModel
 
+Quantize = Literal["none", "4bit"]
+
 
 @dataclass(frozen=True)
 class Backbone:
@@ -49,7 +51,7 @@ def load_backbone(
     *,
     device: torch.device,
     dtype: torch.dtype,
-    quantize: Literal["none", "4bit"] = "none",
+    quantize: Quantize = "none",
 ) -> Backbone:
     """Load a Hugging Face id, a local directory or a GGUF file, frozen, in evaluation mode.
 

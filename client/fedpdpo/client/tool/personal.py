@@ -8,7 +8,7 @@ from pathlib import Path
 from fedpdpo.client.data.preferences import Preference
 from fedpdpo.client.data.tokens import pair_tokens
 from fedpdpo.client.exporting.personal import load
-from fedpdpo.client.model.backbone import Backbone, device_of, dtype_of
+from fedpdpo.client.model.backbone import Backbone, Quantize, device_of, dtype_of
 from fedpdpo.client.model.objective import accuracy
 from fedpdpo.client.model.policy import Policy
 from fedpdpo.client.state import Identity
@@ -55,10 +55,15 @@ class PersonalPolicy:
         model: str | None = None,
         device: str = "auto",
         dtype: str = "auto",
+        quantize: Quantize = "none",
     ) -> "PersonalPolicy":
-        """Load it; `model` says where the backbone lies if it moved. Raises BadState, BadModel."""
+        """Load it; `model` says where the backbone lies if it moved. Raises BadState, BadModel.
+
+        `quantize` should be the client's: a backbone in 4 bits is another model.
+        """
         on = device_of(device)
-        return cls(*load(Path(folder), model=model, device=on, dtype=dtype_of(dtype, on)))
+        kind = dtype_of(dtype, on)
+        return cls(*load(Path(folder), model=model, device=on, dtype=kind, quantize=quantize))
 
     def reply(
         self,

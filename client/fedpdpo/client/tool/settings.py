@@ -67,6 +67,9 @@ class ModelSettings(Settings):
     model: str | None = Field(None, description="where the backbone lies, if it moved")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1 or mps")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of the backbone")
+    quantize: Literal["none", "4bit"] = Field(
+        "none", description="as the client had it; needs bitsandbytes for 4bit"
+    )
 
 
 class ChatSettings(ModelSettings):

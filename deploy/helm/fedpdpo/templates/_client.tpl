@@ -71,10 +71,10 @@ spec:
     - {name: models, emptyDir: {}}
     {{- end }}
     {{- with $client.tlsSecret }}
-    - {name: certs, secret: {secretName: {{ . | quote }}}}
+    - {name: certs, secret: {secretName: {{ . | quote }}, defaultMode: 0440}}
     {{- end }}
     {{- with $client.tokenSecret }}
-    - {name: token, secret: {secretName: {{ . | quote }}}}
+    - {name: token, secret: {secretName: {{ . | quote }}, defaultMode: 0440}}
     {{- end }}
   {{- with $shared.nodeSelector }}
   nodeSelector: {{- toYaml . | nindent 4 }}
