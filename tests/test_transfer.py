@@ -37,6 +37,16 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intake, "SYNC_BYTES", CHUNK_BYTES)
 
 
+def enter(link: Link) -> None:
+    link.join(
+        backbone_fingerprint=BACKBONE,
+        tokenizer_fingerprint=TOKENIZER,
+        layout=LAYOUT,
+        num_train_pairs=3,
+        num_eval_pairs=3,
+    )
+
+
 @contextmanager
 def linked(
     folder: Path, *, stall_s: float = 30.0, **changed: object
@@ -49,13 +59,7 @@ def linked(
     ):
         link = Link(f"127.0.0.1:{proxy.port}", "ada", connect_timeout_s=20, stall_s=stall_s)
         link.get_run()
-        link.join(
-            backbone_fingerprint=BACKBONE,
-            tokenizer_fingerprint=TOKENIZER,
-            layout=LAYOUT,
-            num_train_pairs=3,
-            num_eval_pairs=3,
-        )
+        enter(link)
         Client(stub, "ada").report(0)
         assert link.assignment().train.round == 1
         yield link, proxy, operator
@@ -76,13 +80,7 @@ def test_a_model_that_loads_slowly_leaves_the_time_to_connect_as_it_is(
     link = Link(f"127.0.0.1:{free_port()}", "ada", connect_timeout_s=350, stall_s=1)
     now_s = 1000.0
     with pytest.raises(Refused):
-        link.join(
-            backbone_fingerprint=BACKBONE,
-            tokenizer_fingerprint=TOKENIZER,
-            layout=LAYOUT,
-            num_train_pairs=3,
-            num_eval_pairs=3,
-        )
+        enter(link)
     link.close()
     assert caplog.text.count("waiting_for_server") == 3
 
