@@ -104,12 +104,11 @@ def test_a_damaged_file_is_computed_again(
     expected = hidden(policy, first, range(12))
     file = tmp_path / name
     flipped = bytearray(file.read_bytes())
-    flipped[len(flipped) // 2] ^= 64
+    flipped[-20 if name.startswith("reference") else len(flipped) // 2] ^= 64
     file.unlink()
     file.write_bytes(bytes(flipped) if damage is None else damage)
     again = tiny_pairset(policy, tiny_pairs(), tmp_path)
-    if damage is not None or not name.startswith("reference"):
-        assert torch.equal(again.reference_margins, first.reference_margins)
+    assert torch.equal(again.reference_margins, first.reference_margins)
     for number, states in hidden(policy, again, range(12)).items():
         torch.testing.assert_close(states, expected[number], rtol=1e-5, atol=1e-5)
 

@@ -8,7 +8,7 @@ key: a file with another key is not read. Shape: P pairs.
 import hashlib
 import logging
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -63,8 +63,16 @@ class ReferenceCache:
         digests = np.frombuffer(b"".join(self._logps), dtype=np.uint8).reshape(-1, 32)
         logps = torch.tensor(list(self._logps.values()), dtype=torch.float64).reshape(-1, 2)
         tensors = {"digests": torch.from_numpy(digests.copy()), "logps": logps}
+        told = {"key": self._key, "sha256": _sha256(tensors)}
         with whole_file(self._path) as partial:
-            save_file(tensors, partial, metadata={"key": self._key})
+            save_file(tensors, partial, metadata=told)
+
+
+def _sha256(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in ("digests", "logps"):
+        digest.update(tensors[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _read(path: Path, key: str) -> dict[bytes, tuple[float, float]]:
@@ -72,7 +80,8 @@ def _read(path: Path, key: str) -> dict[bytes, tuple[float, float]]:
         return {}
     try:
         with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("key") != key:
+            told = file.metadata() or {}
+            if told.get("key") != key:
                 return {}
             digests, logps = file.get_tensor("digests"), file.get_tensor("logps")
     except (OSError, SafetensorError) as error:
@@ -80,6 +89,7 @@ def _read(path: Path, key: str) -> dict[bytes, tuple[float, float]]:
         return {}
     pairwise = logps.ndim == 2 and digests.ndim == 2 and len(logps) == len(digests)
     whole = pairwise and digests.dtype == torch.uint8 and digests.shape[1] == 32
+    whole &= told.get("sha256") == _sha256({"digests": digests, "logps": logps})
     if not whole or logps.shape[1] != 2 or not bool(torch.isfinite(logps).all()):
         log.warning(fields("reference_unreadable", file=path, error="malformed"))
         return {}
