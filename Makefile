@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: help install system proto check test test-faults test-network test-images test-large test-soak test-security pins audit demo
-.PHONY: bench-train bench-round bench-encodings bench-hostile bench-accuracy results docs docs-serve clean
+.PHONY: always bench-train bench-round bench-encodings bench-hostile bench-accuracy results docs docs-serve clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -21,7 +21,10 @@ $(VENV)/.installed: $(VENV)/.client
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[client,dev]'
 	@touch $@
 
-$(VENV)/.client: pyproject.toml hatch_build.py $(wildcard proto/fedpdpo/v1/*.proto)
+$(VENV)/.torch: always
+	@mkdir -p $(VENV); [ "$$(cat $@ 2>/dev/null)" = '$(TORCH)' ] || echo '$(TORCH)' > $@
+
+$(VENV)/.client: $(VENV)/.torch pyproject.toml hatch_build.py $(wildcard proto/fedpdpo/v1/*.proto)
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
@@ -30,7 +33,7 @@ $(VENV)/.client: pyproject.toml hatch_build.py $(wildcard proto/fedpdpo/v1/*.pro
 
 system:  ## Debian packages that some tests need (as root); tests are left out without them
 	apt-get update -q && apt-get install -q -y --no-install-recommends chromium docker-compose \
-	  golang-go golang-github-masterminds-sprig-dev golang-gopkg-yaml.v3-dev postgresql prometheus
+	  golang-go golang-github-masterminds-sprig-dev golang-gopkg-yaml.v3-dev openssl postgresql prometheus
 
 proto: install  ## generate the protobuf modules again
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
@@ -92,7 +95,7 @@ test-security: install  ## who gets in, attacks, 200,000 fuzzed inputs; writes b
 	  tests/test_secrets.py tests/test_security.py tests/test_fuzz.py
 
 pins: install  ## write the tested versions of all that a client needs to deploy/constraints.txt
-	$(BIN)/python deploy/pins.py > deploy/constraints.txt
+	$(BIN)/python deploy/pins.py > $(VENV)/constraints.txt && mv $(VENV)/constraints.txt deploy
 
 audit: install  ## look for known faults in these versions; asks a public database
 	$(BIN)/pip install --quiet --disable-pip-version-check pip-audit
@@ -105,4 +108,5 @@ docs-serve: install  ## the same at http://127.0.0.1:8000, made again at each ch
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 clean:  ## remove runs, the site and caches; keeps .venv
-	rm -rf runs site .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf runs site .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

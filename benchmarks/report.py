@@ -40,6 +40,12 @@ class Report:
         if path.exists():
             self.content = json.loads(path.read_text(encoding="utf-8"))
 
+    def of(self, **told: Any) -> None:
+        """Note under which settings all that follows is measured; drop runs of other ones."""
+        if any(self.content.get(name) != value for name, value in told.items()):
+            self.content["runs"] = {}
+        self.content |= told
+
     def write(self) -> None:
         """Write the file whole."""
         with whole_file(self.path) as partial:

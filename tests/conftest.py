@@ -1,5 +1,6 @@
 """Worlds for tests of the domain; shows at the end what came of each fault and attack."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,15 @@ def new_world(tmp_path: Path) -> Iterator[NewWorld]:
     yield make
     for world in made:
         world.store.close()
+
+
+@pytest.fixture
+def log() -> Iterator[logging.Logger]:
+    """A logger; what `start_logging` changes in the test is undone after it."""
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    yield logging.getLogger("fedpdpo.test")
+    root.handlers, root.level = before, level
 
 
 @pytest.fixture

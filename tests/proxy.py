@@ -43,6 +43,8 @@ class Proxy:
 
     def close(self) -> None:
         """Accept no more connections, and close those that are there."""
+        with suppress(OSError):  # else a blocked accept takes one more
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self.cut()
 

@@ -158,7 +158,7 @@ def test_those_who_called_long_ago_are_forgotten() -> None:
 async def _progress(pieces: list[int], every_s: float) -> None:
     import asyncio
 
-    progress = Progress(patience_s=0.2, least_bytes_per_s=1000)
+    progress = Progress(patience_s=0.5, least_bytes_per_s=1000)
     for piece in pieces:
         await progress.step(asyncio.sleep(every_s))
         progress.passed(piece)
@@ -170,5 +170,5 @@ def test_a_transfer_that_drips_is_given_up() -> None:
     with pytest.raises(Stalled, match="are too few"):
         asyncio.run(_progress([1] * 20, 0.05))
     with pytest.raises(Stalled, match="nothing moved"):
-        asyncio.run(_progress([1], 0.5))
-    asyncio.run(_progress([100] * 20, 0.05))
+        asyncio.run(_progress([1], 2))
+    asyncio.run(_progress([1000] * 20, 0.05))

@@ -92,13 +92,17 @@ def test_flags_are_known_and_every_mount_has_its_volume(
     objects: dict[tuple[str, str], dict[str, Any]],
 ) -> None:
     assert pods(objects)
+    claimed = {
+        name: {claim["metadata"]["name"] for claim in one["spec"].get("volumeClaimTemplates", ())}
+        for (_, name), one in objects.items()
+    }
     for name, pod in pods(objects).items():
         (container,) = pod["spec"]["containers"]
         if name.endswith("server"):
             load_settings(ServerSettings, container["args"], program="fedpdpo-server")
         else:
             load_settings(ClientSettings, container["args"], program="fedpdpo-client")
-        volumes = {volume["name"] for volume in pod["spec"]["volumes"]} | {"state"}
+        volumes = {volume["name"] for volume in pod["spec"]["volumes"]} | claimed[name]
         assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
         assert pod["spec"]["securityContext"]["runAsNonRoot"]
         # A Service named fedpdpo-server would else give FEDPDPO_SERVER_PORT=tcp://…

@@ -371,6 +371,7 @@ def test_a_state_dir_elsewhere_needs_a_database(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.usefixtures("log")
 def test_a_password_is_neither_logged_nor_told(
     tmp_path: Path,
     database: Database,

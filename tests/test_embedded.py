@@ -73,7 +73,9 @@ def test_the_personal_model_speaks_ranks_and_measures_in_any_order(
     assert policy.rank("The plot is", [" dull.", " a joy."], continue_text=True) == ranked
     assert policy.reply("The plot is", continue_text=True, max_new_tokens=5) == said
     assert measured.personal.combined_accuracy > 0.6
-    assert plain != said or ranked[0].combined > ranked[1].combined
+    assert plain != said
+    assert {one.answer for one in ranked} == {" dull.", " a joy."}
+    assert ranked[0].combined > ranked[1].combined
 
 
 def test_an_exported_folder_is_the_same_policy(run: tuple[Server, Client], tmp_path: Path) -> None:

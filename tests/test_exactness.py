@@ -252,14 +252,20 @@ class Plain:
 
     def scores(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[Tensor, Tensor]:
         """Log-probabilities of answers and rewards of the states that predict their tokens."""
-        z = self.private.features(self._forward(rows).hidden_states[-1])
+        private = self.private
+        z = self._forward(rows).hidden_states[-1]
+        if private.bottleneck is not None:
+            z = z + F.gelu(z @ private.bottleneck.down.T) @ private.bottleneck.up.T
+        logits = z @ private.head.weight.T
+        if private.head.a is not None and private.head.b is not None:
+            logits = logits + z @ private.head.a.T @ private.head.b.T
         pooled = []
         for row, (prompt, answer) in zip(z, rows, strict=True):
             states = row[len(prompt) - 1 : len(prompt) + len(answer) - 1]
             pooled.append(states[-1] + states.mean(dim=0))
-        reward = self.private.reward
-        rewards = z.new_zeros(len(rows)) if reward is None else reward(torch.stack(pooled))
-        return summed(self.private.head(z), rows), rewards
+        reward = private.reward
+        rewards = z.new_zeros(len(rows)) if reward is None else torch.stack(pooled) @ reward.v
+        return summed(logits, rows), rewards
 
     def reference_logps(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Tensor:
         """Log-probabilities of answers by the model without LoRA and with its own head."""

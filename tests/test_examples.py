@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -56,6 +57,7 @@ def test_two_members_train_and_leave_with_a_model_each(
     assert "finished" in said
 
 
+@pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl")
 def test_the_hospitals_private_parts_are_encrypted(model: Path, tmp_path: Path) -> None:
     data = data_of(tmp_path, "mary")
     tried("hospitals", tmp_path / "out", data, MODEL=str(model), ROUNDS="1")

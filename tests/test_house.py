@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCE_ROOTS = ("proto", "common", "server", "client")
+SOURCE_ROOTS = ("proto", "common", "server", "client", "simulation")
 WITHOUT_TRAINING = """
 import sys
-for name in ("torch", "transformers", "peft", "pyarrow", "gguf"):
+for name in ("torch", "transformers", "peft", "pyarrow", "gguf", "accelerate", "jinja2", "ray",
+             "psycopg", "s3fs", "bitsandbytes", "mlflow", "wandb", "tensorboard"):
     sys.modules[name] = None
 """
 
@@ -26,7 +27,7 @@ def test_no_source_root_ends_the_namespace(root: str) -> None:
     assert not (ROOT / root / "fedpdpo" / "__init__.py").exists()
 
 
-def test_the_wheel_holds_all_four_roots_and_the_generated_code(tmp_path: Path) -> None:
+def test_the_wheel_holds_all_five_roots_and_the_generated_code(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(build, check=True, capture_output=True, cwd=ROOT, timeout=120)
     (wheel,) = tmp_path.glob("*.whl")
@@ -39,6 +40,7 @@ def test_the_wheel_holds_all_four_roots_and_the_generated_code(tmp_path: Path) -
         "fedpdpo/server/cli.py",
         "fedpdpo/server/watch/static/index.html",
         "fedpdpo/client/cli.py",
+        "fedpdpo/simulation/engine.py",
     } <= names
     assert not [name for name in names if name.startswith(("tests", "deploy", "fedpdpo/__init__"))]
 

@@ -1,8 +1,12 @@
 """Who gets in: certificates and tokens that hold, and those that do not or no longer do."""
 
+import datetime
 import shutil
 import time
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -16,6 +20,7 @@ from fedpdpo.common.errors import BadSettings
 from fedpdpo.common.identity import Role
 from fedpdpo.common.tls import Credentials
 from fedpdpo.common.tokens import digest_of, read_enrolments
+from fedpdpo.server import certificates
 from fedpdpo.v1 import federation_pb2 as pb
 from fedpdpo.v1 import session_pb2
 from fedpdpo.v1.federation_pb2_grpc import FederationServiceStub
@@ -179,11 +184,11 @@ def test_a_session_opens_nothing_from_another_connection(consortium: Consortium)
 def test_a_session_ends_and_the_client_opens_another(consortium: Consortium) -> None:
     ada = consortium.token("ada")
     with (
-        consortium.serving(tokens=consortium.tokens, session_s=0.2) as port,
+        consortium.serving(tokens=consortium.tokens, session_s=2) as port,
         channel_of(port, ada) as channel,
     ):
         client = Client(FederationServiceStub(channel), "ada")
-        time.sleep(0.3)
+        time.sleep(2.1)
         code, reason = said(channel)
         assert (code, "has ended" in reason) == (grpc.StatusCode.UNAUTHENTICATED, True)
         client.join()
@@ -202,6 +207,43 @@ def test_a_token_that_is_struck_out_ends_its_sessions(consortium: Consortium) ->
         assert "revoked" in said(of_ada)[1]
         assert "unknown" in said(of_ada)[1]
         assert said(of_bea)[0] is grpc.StatusCode.OK
+
+
+def test_a_token_holds_until_the_end_of_its_last_day(consortium: Consortium) -> None:
+    ada, bea = consortium.token("ada"), consortium.token("bea")
+    today = datetime.datetime.now(datetime.UTC).date()
+    with (
+        consortium.serving(tokens=consortium.tokens) as port,
+        channel_of(port, ada) as of_ada,
+        channel_of(port, bea) as of_bea,
+    ):
+        assert said(of_ada)[0] is grpc.StatusCode.OK
+        enrolments = [
+            replace(one, expires=today - datetime.timedelta(days=one.caller.name == "ada"))
+            for one in read_enrolments(consortium.tokens)
+        ]
+        consortium.tokens.write_text("\n".join(map(str, enrolments)))
+        assert said(of_ada)[0] is grpc.StatusCode.UNAUTHENTICATED
+        with channel_of(port, ada) as anew:
+            assert "has expired" in said(anew)[1]
+        assert said(of_bea)[0] is grpc.StatusCode.OK
+
+
+def test_a_certificate_that_expires_on_an_open_connection_ends_its_calls(
+    consortium: Consortium, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    days = {"ada": 1, "bea": 9}
+    tomorrow = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=2)
+    later = SimpleNamespace(UTC=datetime.UTC, datetime=SimpleNamespace(now=lambda _: tomorrow))
+    with consortium.serving() as port, ExitStack() as closing:
+        channels = {
+            name: closing.enter_context(channel_of(port, consortium.certificate(name, days=until)))
+            for name, until in days.items()
+        }
+        assert [said(channel)[0] for channel in channels.values()] == [grpc.StatusCode.OK] * 2
+        monkeypatch.setattr(certificates, "datetime", later)
+        assert "client ada has expired" in said(channels["ada"])[1]
+        assert said(channels["bea"])[0] is grpc.StatusCode.OK
 
 
 def test_only_a_digest_of_a_token_is_kept(consortium: Consortium) -> None:

@@ -36,7 +36,7 @@ pytestmark = [
     pytest.mark.timeout(3600),
     needs_namespaces,
     pytest.mark.skipif(
-        not (shutil.which("buildah") and shutil.which("debootstrap")),
+        not all(map(shutil.which, ("buildah", "podman", "debootstrap"))),
         reason="needs Debian's buildah, podman and debootstrap",
     ),
 ]

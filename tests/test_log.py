@@ -2,20 +2,11 @@
 
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fedpdpo.common.log import fields, start_logging
-
-
-@pytest.fixture
-def log() -> Iterator[logging.Logger]:
-    root = logging.getLogger()
-    before, level = list(root.handlers), root.level
-    yield logging.getLogger("fedpdpo.test")
-    root.handlers, root.level = before, level
 
 
 def test_a_line_for_people_tells_the_event_and_its_values(

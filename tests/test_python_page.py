@@ -55,7 +55,7 @@ def test_a_client_and_its_personal_model(
 def test_a_server(model: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own: dict[str, Any] = {}
     code = block("A server").replace(MODEL, str(model))
-    running = threading.Thread(target=exec, args=(code, own))
+    running = threading.Thread(target=exec, args=(code, own), daemon=True)
     running.start()
     with stage(folder) as on:
         until(lambda: "server" in own and own["server"].port, "the server")

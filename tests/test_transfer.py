@@ -129,7 +129,7 @@ def test_a_frozen_connection_is_given_up_and_the_transfer_goes_on(tmp_path: Path
             "pull": lambda: link.pull(0, tmp_path / "adapter", LAYOUT),
         }[way]
         begun = len(proxy.up) + proxy.down_bytes
-        thread = threading.Thread(target=work)
+        thread = threading.Thread(target=work, daemon=True)
         thread.start()
         until(lambda: len(proxy.up) + proxy.down_bytes > begun + 2 * CHUNK_BYTES, "some bytes")
         proxy.frozen = True

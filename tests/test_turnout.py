@@ -175,6 +175,22 @@ def test_the_deadline_begins_anew_with_the_server(new_world: NewWorld) -> None:
     assert world.phase is Phase.TRAINING
 
 
+@pytest.mark.parametrize("off", [-86_400.0, 86_400.0])
+def test_deadlines_go_by_seconds_that_pass_not_by_a_clock_that_is_set(
+    new_world: NewWorld, off: float
+) -> None:
+    world = new_world(quorum=0.5, round_deadline_s=10, progress_deadline_s=10)
+    begin(world, "ada", "bea")
+    world.push("ada", 1, 1.0)
+    world.clock_is_off = off
+    world.settle()
+    assert world.phase is Phase.TRAINING
+    assert world.federation.presence.remarks("bea", patience_s=10) == []
+    world.now += 11
+    world.settle()
+    assert world.adapter(1) == 1.0
+
+
 def test_a_client_that_leaves_is_not_awaited_and_may_come_back(world: World) -> None:
     begin(world, "ada", "bea")
     world.push("ada", 1, 1.0)

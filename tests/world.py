@@ -33,6 +33,7 @@ class World:
         self.folder = folder
         self.values = values
         self.now = 1000.0
+        self.clock_is_off = 0.0
         self.turns = 0
         self.told: list[Phase] = []
         self.open()
@@ -44,7 +45,7 @@ class World:
             self.federation = Federation(
                 self.store,
                 wanted,
-                clock=lambda: self.now,
+                clock=lambda: self.now + self.clock_is_off,
                 ticks=lambda: self.now,
                 notify=lambda: self.told.append(self.federation.stage.phase),
                 turned=self._turned,

@@ -18,6 +18,7 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
+from fedpdpo.common.run import MethodSettings
 from machine import setting
 from report import RESULTS, ROOT, BenchmarkError, Report, console, exit_code
 
@@ -50,10 +51,11 @@ def main() -> int:
 def bench(args: argparse.Namespace) -> None:
     """Measure what the options ask for, run by run."""
     report = Report(args.out / "encodings.json", runs={})
+    report.of(method=MethodSettings().model_dump(mode="json"), lora_layers=LAYERS)
     for name in args.runs:
         runs = report.content["runs"] | {name: run(name, rounds=args.rounds)}
-        report.content = {"setting": setting(PACKAGES), "lora_layers": LAYERS,
-                          "runs": {one: runs[one] for one in RUNS if one in runs}}  # fmt: skip
+        report.content |= {"setting": setting(PACKAGES),
+                           "runs": {one: runs[one] for one in RUNS if one in runs}}  # fmt: skip
         report.write()
     console.print(table(report.content["runs"]))
 

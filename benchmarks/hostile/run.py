@@ -18,6 +18,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from federation import Federation, Member
+from fedpdpo.common.run import MethodSettings
 from machine import setting
 from model import get_model
 from preferences import get_preferences
@@ -52,10 +53,11 @@ def main() -> int:
 def bench(args: argparse.Namespace) -> None:
     """Measure what the options ask for, run by run."""
     report = Report(args.out / "hostile.json", runs={})
+    report.of(method=MethodSettings().model_dump(mode="json"))
     for name in args.runs:
         runs = report.content["runs"] | {name: run(name, rounds=args.rounds)}
-        report.content = {"setting": setting(PACKAGES),
-                          "runs": {one: runs[one] for one in RUNS if one in runs}}  # fmt: skip
+        report.content |= {"setting": setting(PACKAGES),
+                           "runs": {one: runs[one] for one in RUNS if one in runs}}  # fmt: skip
         report.write()
     console.print(table(report.content["runs"]))
 

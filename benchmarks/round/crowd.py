@@ -36,14 +36,18 @@ def crowd(folder: Path, *, clients: int, mib: int = 1) -> dict[str, Any]:
         )
         said = "".join(holder.output for holder in holders)
         opened, ended = system.opened(), system.ends()
-    counted = [line.split()[1:] for line in said.splitlines() if line.startswith("client")]
+    counted: list[list[float]] = [[] for _ in range(ROUNDS)]
+    for line in said.splitlines():
+        for one in line.split()[1:] if line.startswith("client") else ():
+            number, _, at_s = one.partition(":")
+            counted[int(number) - 1].append(float(at_s))
     rounds = [
         {
             "seconds": ended[number] - opened[number],
-            "served": sum(len(times) > number for times in counted),
-            "jain": jain([float(times[number]) - opened[number] for times in counted]),
+            "served": len(times),
+            "jain": jain([at_s - opened[number] for at_s in times]),
         }
-        for number in range(ROUNDS)
+        for number, times in enumerate(counted)
     ]
     return {
         "system": OURS,
@@ -57,5 +61,7 @@ def crowd(folder: Path, *, clients: int, mib: int = 1) -> dict[str, Any]:
 
 
 def jain(times: Sequence[float]) -> float:
-    """Jain's fairness index, (sum x)^2 / (n sum x^2)."""
+    """Jain's fairness index, (sum x)^2 / (n sum x^2); 0 of nobody."""
+    if not times:
+        return 0.0
     return sum(times) ** 2 / (len(times) * sum(time * time for time in times))

@@ -46,7 +46,7 @@ class Client(threading.Thread):
 
     def __init__(self, port: int, mib: int, folder: Path, tls: Path | None) -> None:
         super().__init__(name=folder.name)
-        self.counted_at_s: list[float] = []
+        self.counted_at_s: dict[int, float] = {}
         self._layout = layout_of(mib)
         self._folder = folder
         folder.mkdir(parents=True)
@@ -80,7 +80,7 @@ class Client(threading.Thread):
                     link.report(version, num_pairs=1, views={"VIEW_GLOBAL": METRICS})
                 case "train":
                     link.push(TrainedRound(task.train.round, 10, REPORT, delta), layout)
-                    self.counted_at_s.append(time.time())
+                    self.counted_at_s[task.train.round] = time.time()
                 case "finish":
                     link.leave()
                     link.close()
@@ -99,4 +99,5 @@ if __name__ == "__main__":
         client.start()
     for client in clients:
         client.join()
-        print(client.name, *client.counted_at_s, flush=True)
+        told = (f"{number}:{at_s}" for number, at_s in client.counted_at_s.items())
+        print(client.name, *told, flush=True)

@@ -5,12 +5,12 @@ and writes OUT/summary.json.
 """
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
 
 from federation import Federation, Member
+from fedpdpo.client.machine import available_cores
 from fedpdpo.common.errors import FedPDPOError
 from folder import make_anew, must_be_ours
 from model import get_model
@@ -37,7 +37,7 @@ def main() -> int:
             Member(name, data=folder / "train.jsonl", eval_data=folder / "eval.jsonl")
             for name, folder in folders.items()
         ]
-        threads = max(1, (os.cpu_count() or 1) // len(members))
+        threads = max(1, available_cores() // len(members))
         federation = Federation(
             args.out, model=model, members=members, rounds=args.rounds, threads=threads
         )

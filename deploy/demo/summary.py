@@ -1,6 +1,7 @@
 """What the demo's run gave, read from the server's database."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -42,19 +43,29 @@ def summarize(out: Path, *, wall_s: float) -> dict[str, Any]:
     summary = {
         "rounds": last,
         "wall_s": round(wall_s, 1),
-        "mean_accuracy_before": mean(client["accuracy_before"] for client in clients.values()),
-        "mean_accuracy_after": mean(client["accuracy_after"] for client in clients.values()),
+        "mean_accuracy_before": _mean(client["accuracy_before"] for client in clients.values()),
+        "mean_accuracy_after": _mean(client["accuracy_after"] for client in clients.values()),
         "clients": clients,
     }
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     return summary
 
 
-def _accuracy(rows: Any, client_id: str, version: int) -> float:
+def _accuracy(rows: Any, client_id: str, version: int) -> float | None:
+    """None where the client did not measure this adapter."""
     for row in rows:
         if (row.client_id, row.version) == (client_id, version):
             return float(row.views["VIEW_PERSONALIZED"]["combined_accuracy"])
-    raise KeyError(f"{client_id} did not measure adapter {version}")
+    return None
+
+
+def _mean(shares: Iterable[float | None]) -> float | None:
+    known = [share for share in shares if share is not None]
+    return mean(known) if known else None
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"
 
 
 def show(summary: dict[str, Any], out: Path) -> None:
@@ -72,10 +83,10 @@ def show(summary: dict[str, Any], out: Path) -> None:
             client["after_without_private_parts"],
         )
         pairs = str(client["num_held_out_pairs"])
-        table.add_row(name, pairs, *(f"{100 * share:.1f}" for share in shares))
+        table.add_row(name, pairs, *map(_percent, shares))
     before, after = summary["mean_accuracy_before"], summary["mean_accuracy_after"]
     table.add_section()
-    table.add_row("mean", "", f"{100 * before:.1f}", f"{100 * after:.1f}", style="bold")
+    table.add_row("mean", "", _percent(before), _percent(after), style="bold")
     console.print(table)
     first = next(iter(summary["clients"]))
     console.print(
