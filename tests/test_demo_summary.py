@@ -30,4 +30,4 @@ def test_a_client_that_missed_an_adapter_is_told_without_it(
     assert told["mean_accuracy_after"] == 0.75
     show(told, tmp_path)
     lines = [line.replace("│", " ").split() for line in capsys.readouterr().err.splitlines()]
-    assert ["bea", "4", "-", "75.0", "50.0", "75.0", "75.0"] in lines
+    assert ["bea", "4", "-", "75.0", "75.0", "50.0", "75.0"] in lines
