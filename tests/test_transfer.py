@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import grpc
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -83,6 +84,60 @@ def test_a_model_that_loads_slowly_leaves_the_time_to_connect_as_it_is(
         enter(link)
     link.close()
     assert caplog.text.count("waiting_for_server") == 3
+
+
+class Failure(grpc.RpcError, grpc.Call):
+    """What a call raises, with a status."""
+
+    def __init__(self, code: grpc.StatusCode) -> None:
+        self._code = code
+
+    def code(self) -> grpc.StatusCode:
+        return self._code
+
+    def details(self) -> str:
+        return f"it said {self._code.name}"
+
+    def trailing_metadata(self) -> tuple[()]:
+        return ()
+
+    initial_metadata = trailing_metadata
+
+    def is_active(self) -> bool:
+        return False
+
+    def time_remaining(self) -> float:
+        return 0.0
+
+    def cancel(self) -> bool:
+        return False
+
+    def add_callback(self, callback: object) -> bool:  # noqa: ARG002
+        return False
+
+
+@pytest.mark.parametrize(("code", "tries"), [("UNAUTHENTICATED", 3), ("INTERNAL", 5)])
+def test_what_a_few_tries_may_mend_has_them_after_any_outage(
+    monkeypatch: pytest.MonkeyPatch, code: str, tries: int
+) -> None:
+    monkeypatch.setattr(link_module, "_jitter_s", lambda _: 0.0)
+    away, wrong = Failure(grpc.StatusCode.UNAVAILABLE), Failure(grpc.StatusCode[code])
+    link = Link("127.0.0.1:1", "ada", connect_timeout_s=1e9, stall_s=1)
+
+    def call(*failures: Failure) -> str:
+        left = list(failures)
+
+        def attempt() -> str:
+            if left:
+                raise left.pop(0)
+            return "answered"
+
+        return link._call("Some", attempt)
+
+    assert call(*[away] * 9, *[wrong] * (tries - 1)) == "answered"
+    with pytest.raises(Refused, match=f"it said {code}"):
+        call(*[away] * 9, *[wrong] * tries)
+    link.close()
 
 
 def trained(folder: Path) -> TrainedRound:

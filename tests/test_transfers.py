@@ -122,6 +122,29 @@ def test_a_second_stream_of_a_client_ends_its_first() -> None:
     in_a_loop(scenario)
 
 
+def test_a_second_stream_does_not_wait_for_what_the_first_cannot_tell_a_dead_connection() -> None:
+    async def scenario() -> None:
+        transfers = Transfers(at_once=1, patience_s=5.0, clock=asyncio.get_running_loop().time)
+        thawed = asyncio.Event()
+
+        async def over_a_dead_connection() -> None:
+            try:
+                async with transfers.turn("a"):
+                    await asyncio.Event().wait()
+            except Superseded:
+                await thawed.wait()
+
+        first = asyncio.create_task(over_a_dead_connection())
+        await settle()
+        async with transfers.turn("a"):
+            assert not first.done()
+            assert transfers.under_way == 1
+        thawed.set()
+        await first
+
+    in_a_loop(scenario)
+
+
 def test_a_third_stream_waits_for_the_first_though_the_second_is_ended_too() -> None:
     async def scenario() -> None:
         transfers = Transfers(at_once=4, patience_s=5.0, clock=asyncio.get_running_loop().time)

@@ -5,6 +5,7 @@ Only counts, metrics, names and files of the LoRA layout go through here.
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -231,8 +232,9 @@ class Link:
             log.info(fields("left_unheard", reason=_reason(error)))
 
     def _call(self, method: str, attempt: Callable[[], R]) -> R:
+        met: Counter[grpc.StatusCode] = Counter()
         retrying = Retrying(
-            retry=self._may_pass,
+            retry=lambda state: self._may_pass(state, met),
             wait=_wait_s,
             before_sleep=lambda state: self._say_waiting(method, state),
             reraise=True,
@@ -247,11 +249,12 @@ class Link:
             message = f"{self._server}: {_reason(error)}"
             raise Refused(message, code=_code(error).name) from error
 
-    def _may_pass(self, state: RetryCallState) -> bool:
+    def _may_pass(self, state: RetryCallState, met: Counter[grpc.StatusCode]) -> bool:
         error = state.outcome.exception() if state.outcome else None
         if isinstance(error, grpc.RpcError):
             code = _code(error)
-            if code not in RETRIED and state.attempt_number >= _TRIES.get(code, 1):
+            met[code] += 1
+            if code not in RETRIED and met[code] >= _TRIES.get(code, 1):
                 return False
         elif not isinstance(error, _PASSING):
             return False

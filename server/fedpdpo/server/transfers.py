@@ -19,6 +19,17 @@ class _Ticket:
     kept_until_s: float = 0.0
 
 
+@dataclass(frozen=True)
+class _Stream:
+    """A client's stream. `ended` is done once it has given back its turn.
+
+    Its task may go on: what it tells the client can wait for ever where the connection is dead.
+    """
+
+    task: asyncio.Task[object]
+    ended: asyncio.Future[None]
+
+
 class Transfers:
     """Admits `at_once` transfers. Only for use in one event loop.
 
@@ -31,7 +42,7 @@ class Transfers:
         self._clock = clock
         self._busy = 0
         self._queue: dict[str, _Ticket] = {}
-        self._streams: dict[str, asyncio.Task[object]] = {}
+        self._streams: dict[str, _Stream] = {}
 
     @property
     def under_way(self) -> int:
@@ -51,12 +62,13 @@ class Transfers:
         """
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a coroutine runs in a task
+        stream = _Stream(task, asyncio.get_running_loop().create_future())
         before = self._streams.get(client_id)
-        self._streams[client_id] = task
+        self._streams[client_id] = stream
         try:
             if before is not None:
-                before.cancel()
-                await over(before)
+                before.task.cancel()
+                await over(before.ended)
             await self._admitted(client_id)
             try:
                 yield
@@ -64,12 +76,13 @@ class Transfers:
                 self._busy -= 1
                 self._admit()
         except asyncio.CancelledError:
-            if self._streams.get(client_id) is task:
+            if self._streams.get(client_id) is stream:
                 raise
             task.uncancel()
             raise Superseded(f"another stream of {client_id} took over") from None
         finally:
-            if self._streams.get(client_id) is task:
+            stream.ended.set_result(None)
+            if self._streams.get(client_id) is stream:
                 del self._streams[client_id]
 
     async def _admitted(self, client_id: str) -> None:
