@@ -1,22 +1,37 @@
 """Rows in PostgreSQL, files in an object store: what lasts, what is awaited, who may write."""
 
+import asyncio
 import hashlib
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 
+import grpc
 import pytest
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
-from fedpdpo.common.errors import BadSettings, BadState, StorageAway, StorageFull
+from fedpdpo.common.errors import (
+    AlreadyPushed,
+    BadSettings,
+    BadState,
+    HeldElsewhere,
+    Mismatch,
+    StorageAway,
+    StorageFull,
+)
 from fedpdpo.common.log import start_logging
+from fedpdpo.server import Server, daemon
+from fedpdpo.server.daemon import serve
 from fedpdpo.server.database import postgresql
 from fedpdpo.server.elsewhere import Elsewhere
 from fedpdpo.server.rounds import Phase
 from fedpdpo.server.store import Store
-from serving import connected, running, settings, small_disk, take_part
+from fedpdpo.server.tasks import Evaluate
+from processes import until
+from serving import Client, connected, running, settings, small_disk, take_part
 from storage import Database, ObjectStore
 from world import World, begin
 
@@ -137,6 +152,10 @@ def test_copies_of_old_adapters_go_and_come_back(far: Far) -> None:
     with world.federation.reading() as ledger:
         row = ledger.adapter(0)
     assert world.store.adapter(row).stat().st_size == row.num_bytes
+    for version in range(6):
+        with world.federation.reading() as ledger:
+            assert world.store.adapter(ledger.adapter(version)).exists()
+    assert len(list((world.folder / "adapters").iterdir())) <= 5
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 10, None])
@@ -262,6 +281,8 @@ def test_a_server_whose_connection_is_gone_writes_no_more_once_another_holds_the
         first.push("ada", 1, 9.0)
     with pytest.raises(StorageAway, match="another server holds the run"):
         first.settle()
+    with pytest.raises(StorageAway, match="another server may go on"):
+        first.task("ada")
     for name in ("ada", "bea"):
         second.join(name)
         second.push(name, 1, 1.0)
@@ -272,22 +293,121 @@ def test_a_server_whose_connection_is_gone_writes_no_more_once_another_holds_the
     assert first.federation.stage.version == 1
 
 
-def test_a_commit_that_was_done_but_not_told_is_seen(far: Far) -> None:
+def test_what_was_known_before_a_connection_was_lost_unnoticed_is_not_believed(far: Far) -> None:
+    first = far.world("first")
+    begin(first, "ada", "bea")
+    far.rows.cut_off(far.database)
+    second = far.world("second")
+    for name in ("ada", "bea"):
+        second.join(name)
+        second.push(name, 1, 1.0)
+    second.settle()
+    second.store.close()
+    with pytest.raises(StorageAway, match="is seen anew"):
+        first.push("ada", 1, 9.0)
+    with pytest.raises(AlreadyPushed):
+        first.push("ada", 1, 9.0)
+    assert first.task("ada") == Evaluate(1)
+
+
+def test_a_database_that_takes_no_writes_for_a_while_is_away(far: Far) -> None:
+    world = far.world("one")
+    begin(world, "ada", "bea")
+
+    def shown() -> object:
+        with far.rows.connect() as connection:
+            return connection.execute("SHOW default_transaction_read_only").fetchone()
+
+    def read_only(setting: str) -> None:
+        with far.rows.connect() as connection:
+            connection.execute("SET default_transaction_read_only = off")
+            connection.execute(f"ALTER SYSTEM SET default_transaction_read_only = {setting}")
+            connection.execute("SELECT pg_reload_conf()")
+        until(lambda: shown() == (setting,), setting)
+
+    read_only("on")
+    try:
+        for _ in range(2):  # by the connection that was there, and by a new one
+            with pytest.raises(StorageAway, match="does not answer"):
+                world.push("ada", 1, 1.0)
+    finally:
+        read_only("off")
+    for name in ("ada", "bea"):
+        world.push(name, 1, 1.0)
+    world.settle()
+    assert world.adapter(1) == 1.0
+
+
+@contextmanager
+def lost_answers() -> Iterator[None]:
+    """Commits are done and not told."""
+
     def lose_the_answer(_: Session) -> None:
         raise StorageAway("the answer to a commit was lost")
 
+    event.listen(Session, "after_commit", lose_the_answer)
+    try:
+        yield
+    finally:
+        event.remove(Session, "after_commit", lose_the_answer)
+
+
+def test_a_run_is_fixed_once_though_that_was_not_told(far: Far) -> None:
+    world = far.world("one")
+    with lost_answers(), pytest.raises(StorageAway):
+        world.join("ada")
+    with pytest.raises(Mismatch, match="backbone has fingerprint"):
+        world.join("bea", backbone_fingerprint="e" * 64)
+    world.join("bea")
+    assert world.events.count("run_fixed") == 1
+
+
+def test_a_commit_that_was_done_but_not_told_is_seen(far: Far) -> None:
     world = far.world("one")
     begin(world, "ada", "bea")
     world.push("ada", 1, 1.0)
-    event.listen(Session, "after_commit", lose_the_answer)
-    try:
-        with pytest.raises(StorageAway):
-            world.push("bea", 1, 1.0)
-    finally:
-        event.remove(Session, "after_commit", lose_the_answer)
+    with lost_answers(), pytest.raises(StorageAway):
+        world.push("bea", 1, 1.0)
     assert "bea" not in world.federation.stage.answered
     world.settle()
     assert world.adapter(1) == 1.0
+
+
+def test_a_server_that_waits_for_a_run_ends_when_it_is_told_to(
+    far: Far, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    far.world("first")
+    wanted = settings(tmp_path / "second", database=far.rows.url(far.database))
+
+    async def main() -> None:
+        stopping = asyncio.Event()
+        serving = asyncio.create_task(serve(wanted, stopping=stopping))
+        while "another server holds the run" not in caplog.text:
+            await asyncio.sleep(0.05)
+        stopping.set()
+        await asyncio.wait_for(serving, 30)
+
+    asyncio.run(main())
+
+
+def test_a_server_from_which_another_has_taken_the_run_ends(
+    far: Far, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon, "_OUSTED_S", 0.5)
+    wanted = settings(tmp_path / "first", database=far.rows.url(far.database))
+    with (
+        pytest.raises(HeldElsewhere, match="another server holds the run"),
+        ExitStack() as closing,
+        Server(wanted) as server,
+        connected(server.port) as (stub, _),
+    ):
+        Client(stub, "ada").join()
+        far.rows.cut_off(far.database)
+        second = World(tmp_path / "first", places={"database": far.rows.url(far.database)})
+        closing.callback(second.store.close)
+        with pytest.raises(grpc.RpcError):
+            Client(stub, "bea").join()
+        server.wait(60)
 
 
 def test_two_runs_share_a_database_in_schemas_of_their_own(

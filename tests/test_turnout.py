@@ -4,9 +4,13 @@ from typing import Any
 
 import pytest
 
-from fedpdpo.common.errors import AlreadyPushed, NotFound, NotOpen
+from fedpdpo.common.errors import AlreadyPushed, BadRequest, NotFound, NotOpen
+from fedpdpo.common.metrics import Metrics
+from fedpdpo.server import status
+from fedpdpo.server.intake import Announced
 from fedpdpo.server.membership import heartbeat, leave
 from fedpdpo.server.rounds import Phase
+from fedpdpo.server.steps import step
 from fedpdpo.server.tasks import Evaluate, Train
 from world import NewWorld, World, begin
 
@@ -173,6 +177,51 @@ def test_the_deadline_begins_anew_with_the_server(new_world: NewWorld) -> None:
     world.now += 9
     world.settle()
     assert world.phase is Phase.TRAINING
+
+
+def test_a_round_does_not_open_for_clients_that_were_lost_meanwhile(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ada", "bea"):
+        world.join(name)
+        world.evaluate(name, 0)
+    here = iter([["ada", "bea"], ["ada"]])
+    with monkeypatch.context() as patched:
+        patched.setattr(world.federation, "active", lambda: next(here))
+        assert not step(world.federation)
+    assert "round_opened" not in world.events
+    world.settle()
+    assert world.phase is Phase.TRAINING
+
+
+def test_of_many_clients_a_few_are_named_where_they_are_waited_for(world: World) -> None:
+    begin(world, *(f"c{number:02}" for number in range(23)))
+    assert world.waiting_for().endswith("c18, c19 and 3 more")
+
+
+@pytest.mark.parametrize(("most", "expected"), [(100, {0, 1, 2}), (4, {0, 2}), (3, {2})])
+def test_of_many_clients_the_newest_accuracies_are_told(
+    world: World, monkeypatch: pytest.MonkeyPatch, most: int, expected: set[int]
+) -> None:
+    monkeypatch.setattr(status, "_SHOWN_EVALUATIONS", most)
+    begin(world, "ada", "bea")
+    for number in (1, 2):
+        for name in ("ada", "bea"):
+            world.push(name, number, 1.0)
+        world.settle()
+        for name in ("ada", "bea"):
+            world.evaluate(name, number)
+        world.settle()
+    told = status.status(world.federation).evaluations
+    assert {one.adapter_version for one in told} == expected
+
+
+def test_numbers_that_would_overflow_in_a_sum_are_refused(world: World) -> None:
+    begin(world, "ada", "bea")
+    with pytest.raises(BadRequest, match="beyond 1e\\+30"):
+        world.intake.receiver(Announced("ada", 1, 10, 64, b"0" * 32, {"loss": 1.7e308}))
+    with pytest.raises(BadRequest, match="metric loss"):
+        Metrics(0.5, 0.5, 0.5, 0.0, 1.7e308, 0.0)
 
 
 @pytest.mark.parametrize("off", [-86_400.0, 86_400.0])

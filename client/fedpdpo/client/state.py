@@ -17,6 +17,7 @@ leaves the last complete round. The round before it is kept as well.
 """
 
 import json
+import re
 import secrets
 import shutil
 import socket
@@ -190,9 +191,10 @@ class ClientState:
         return found[-1]
 
     def forget_adapters_before(self, version: int) -> None:
-        """Remove global adapters older than a version."""
-        for path in (self.folder / "adapters").glob("version-*.safetensors"):
-            if _number(path) < version:
+        """Remove global adapters older than a version, and what came of such ones."""
+        for path in (self.folder / "adapters").glob("*version-*"):
+            found = re.match(r"\.?version-(\d+)\.safetensors", path.name)
+            if found and int(found[1]) < version:
                 path.unlink()
 
 

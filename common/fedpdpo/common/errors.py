@@ -107,6 +107,10 @@ class StorageAway(FedPDPOError):
     TOLD = "the server's storage does not answer; ask again"
 
 
+class HeldElsewhere(StorageAway):
+    """A database whose run another server holds."""
+
+
 class Mismatch(FedPDPOError):
     """Another run, backbone, tokenizer or layout than the run's."""
 

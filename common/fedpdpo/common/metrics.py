@@ -1,9 +1,11 @@
 """Held-out preference metrics, as clients measure and servers keep them."""
 
-import math
 from dataclasses import asdict, dataclass
 
 from fedpdpo.common.errors import BadRequest
+
+#: No loss or margin is larger; sums over many clients stay finite.
+MOST = 1e30
 
 _SHARES = ("implicit_accuracy", "explicit_accuracy", "combined_accuracy")
 
@@ -12,7 +14,7 @@ _SHARES = ("implicit_accuracy", "explicit_accuracy", "combined_accuracy")
 class Metrics:
     """Means over pairs; the field names are those of the wire's PreferenceMetrics.
 
-    Raises BadRequest where a value is not finite or an accuracy is not in [0, 1].
+    Raises BadRequest where a value is not finite or beyond MOST, or an accuracy is not in [0, 1].
     """
 
     implicit_accuracy: float
@@ -24,5 +26,5 @@ class Metrics:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if not math.isfinite(value) or (name in _SHARES and not 0 <= value <= 1):
+            if not abs(value) <= MOST or (name in _SHARES and not 0 <= value <= 1):
                 raise BadRequest(f"the metric {name} is {value}")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 from rich.live import Live
 
-from fedpdpo.common.errors import StorageAway, StorageFull
+from fedpdpo.common.errors import HeldElsewhere, StorageAway, StorageFull
 from fedpdpo.common.files import held
 from fedpdpo.common.log import console, fields
 from fedpdpo.common.table import status_table
@@ -25,6 +25,9 @@ from fedpdpo.server.watch.site import Site
 log = logging.getLogger(__name__)
 
 _TICK_S = 1.0
+
+#: A server that another one has taken the run from ends after so long, so that clients find that.
+_OUSTED_S = 60.0
 
 Attend = Callable[[int, Federation], contextlib.AbstractContextManager[None]]
 
@@ -44,14 +47,20 @@ async def serve(
     while the federation can still be read.
 
     Raises BadSettings for a port that is taken, and BadState, Mismatch and StorageAway as
-    `Federation` and `Store` do.
+    `Federation` and `Store` do; HeldElsewhere where another server has gone on with the run for a
+    minute.
     """
     changes, turns = Changes(), Changes()
     with folder_of(settings) as folder, held(folder):
         async with contextlib.AsyncExitStack() as closing:
-            federation = await opened(
-                settings, folder, changes=changes, turns=turns, stopping=stopping
-            )
+            try:
+                federation = await opened(
+                    settings, folder, changes=changes, turns=turns, stopping=stopping
+                )
+            except StorageAway:
+                if stopping.is_set():
+                    return
+                raise
             closing.callback(federation.store.close)
             closing.callback(
                 lambda: log.info(fields("server_stopped", state_dir=federation.store.place))
@@ -84,8 +93,9 @@ async def _drive(
     onlookers: Onlookers,
     show: Callable[[], None],
 ) -> None:
+    alone_at_s = time.monotonic()
     while not stopping.is_set():
-        change = changes.next
+        change, ousted = changes.next, False
         try:
             while await asyncio.to_thread(step, federation):
                 pass
@@ -94,7 +104,12 @@ async def _drive(
             log.warning(fields("waiting_for_space", reason=str(error)))
         except StorageAway as error:
             log.warning(fields("waiting_for_storage", reason=str(error)))
-        if not federation.settings.stay and _is_over(federation, onlookers):
+            ousted = isinstance(error, HeldElsewhere)
+            if ousted and time.monotonic() - alone_at_s > _OUSTED_S:
+                raise
+        if not ousted:
+            alone_at_s = time.monotonic()
+        if not federation.settings.stay and await _is_over(federation, onlookers):
             return
         waits = [asyncio.create_task(change.wait()), asyncio.create_task(stopping.wait())]
         await asyncio.wait(waits, timeout=_TICK_S, return_when=asyncio.FIRST_COMPLETED)
@@ -102,9 +117,11 @@ async def _drive(
             task.cancel()
 
 
-def _is_over(federation: Federation, onlookers: Onlookers) -> bool:
+async def _is_over(federation: Federation, onlookers: Onlookers) -> bool:
     """Whether the run has ended, and clients and onlookers know it."""
-    return federation.stage.ended and not federation.active() and not onlookers.awaited
+    if not federation.stage.ended or onlookers.awaited:
+        return False
+    return not await asyncio.to_thread(federation.active)
 
 
 @contextlib.contextmanager

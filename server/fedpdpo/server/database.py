@@ -12,13 +12,17 @@ from typing import Any
 from sqlalchemy import URL, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 
-from fedpdpo.common.errors import BadSettings, StorageAway, StorageFull
+from fedpdpo.common.errors import BadSettings, HeldElsewhere, StorageAway, StorageFull
 
 _LOCK = "SELECT pg_try_advisory_lock(hashtextextended('fedpdpo ' || current_schema(), 0))"
 
 #: A connection on which nothing comes is given up after 25 seconds, here and there.
 _KEEPALIVES = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
-_CONNECTING = {"connect_timeout": 10, "tcp_user_timeout": 25_000, **_KEEPALIVES}
+_CONNECTING = {"connect_timeout": 10, "tcp_user_timeout": 25_000,
+               "target_session_attrs": "read-write", **_KEEPALIVES}  # fmt: skip
+
+#: What a database says that was made a standby meanwhile: SQLSTATE of read_only_sql_transaction.
+_READ_ONLY = "25006"
 
 
 def sqlite(path: Path) -> Engine:
@@ -73,12 +77,14 @@ def postgresql(url: str) -> Engine:
         connection.commit()
         if not alone:
             connection.close()
-            raise StorageAway(f"another server holds the run in {place}")
+            raise HeldElsewhere(f"another server holds the run in {place}")
 
     @event.listens_for(engine, "handle_error")
     def name_absence(context: Any) -> None:
         error = context.sqlalchemy_exception
         lost = isinstance(error, DBAPIError) and error.connection_invalidated
+        if getattr(context.original_exception, "sqlstate", "") == _READ_ONLY:
+            lost = context.is_disconnect = True
         if not context.is_pre_ping and (
             lost or isinstance(error, (OperationalError, InterfaceError))
         ):

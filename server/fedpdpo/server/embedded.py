@@ -2,11 +2,11 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fedpdpo.common.errors import FedPDPOError
 from fedpdpo.common.settings import made
@@ -15,6 +15,8 @@ from fedpdpo.server.federation import Federation
 from fedpdpo.server.settings import ServerSettings
 from fedpdpo.server.status import evaluations, status
 from fedpdpo.v1 import metrics_pb2, operator_pb2
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,11 @@ class Server:
     @property
     def adapter(self) -> Path:
         """The file of the newest global adapter, safetensors."""
-        return self._seen().adapter
+        return self._look(_adapter, lambda seen: seen.adapter)
 
     def status(self) -> operator_pb2.GetStatusResponse:
         """The run now, or as it stood when the server ended."""
-        return self._seen().status
+        return self._look(status, lambda seen: seen.status)
 
     def accuracies(self) -> list[dict[str, Any]]:
         """What clients measured: a row for each adapter, client and view, fit for a data frame.
@@ -78,7 +80,7 @@ class Server:
              "view": metrics_pb2.View.Name(item.view).removeprefix("VIEW_").lower()}
             | {field.name: getattr(item.metrics, field.name)
                for field in metrics_pb2.PreferenceMetrics.DESCRIPTOR.fields}
-            for row in self._seen().evaluations
+            for row in self._look(evaluations, lambda seen: seen.evaluations)
             for item in row.evaluations
         ]  # fmt: skip
 
@@ -130,19 +132,18 @@ class Server:
             yield
         finally:
             with self._reading:
-                self._last, self._federation = _look(federation), None
+                self._last = Seen(status(federation), evaluations(federation), _adapter(federation))
+                self._federation = None
 
-    def _seen(self) -> Seen:
+    def _look(self, now: Callable[[Federation], T], last: Callable[[Seen], T]) -> T:
+        """What of the run is asked for: now, or as it stood when the server ended."""
         with self._reading:
             if self._federation is not None:
-                return _look(self._federation)
+                return now(self._federation)
         if self._last is None:
             raise FedPDPOError("the server does not run; use it in a with block")
-        return self._last
+        return last(self._last)
 
 
-def _look(federation: Federation) -> Seen:
-    found = status(federation)
-    return Seen(
-        found, evaluations(federation), federation.store.adapter_path(found.adapter_version)
-    )
+def _adapter(federation: Federation) -> Path:
+    return federation.store.adapter_path(federation.stage.version or 0)

@@ -6,8 +6,10 @@ directory is consistent whenever the process dies.
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+
+from sqlalchemy.orm import Session
 
 from fedpdpo.common.errors import Mismatch, NotFound, StorageAway
 from fedpdpo.common.run import Run
@@ -20,6 +22,14 @@ from fedpdpo.server.settings import ServerSettings
 from fedpdpo.server.store import Store
 from fedpdpo.server.tasks import Evaluate, Finish, Task, Train, Wait
 from fedpdpo.server.traffic import Traffic
+
+#: Up to so many clients are named where some are waited for.
+_NAMED = 20
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 class Federation:
@@ -57,6 +67,7 @@ class Federation:
         self.meters = Meters()
         self.lock = threading.RLock()
         self._in_doubt = False
+        self._connection = store.connections
         with self.reading() as ledger:
             self.stage = ledger.stage()
             newest = None if self.stage.version is None else ledger.adapter(self.stage.version)
@@ -67,8 +78,10 @@ class Federation:
     @contextmanager
     def reading(self) -> Iterator[Ledger]:
         """A consistent view of the run."""
-        with self.lock, self._doubting(), self.store.session() as session:
-            yield Ledger(session, clock=self.clock, num_rounds=self.run.num_rounds)
+        with self.lock:
+            self.settle_doubt()
+            with self._session() as session:
+                yield Ledger(session, clock=self.clock, num_rounds=self.run.num_rounds)
 
     @contextmanager
     def writing(self) -> Iterator[Ledger]:
@@ -91,27 +104,45 @@ class Federation:
     @contextmanager
     def _transacting(self) -> Iterator[Ledger]:
         with self.lock:
-            with self._doubting(), self.store.session() as session, session.begin():
+            self.settle_doubt()
+            with self._session() as session:
                 ledger = Ledger(session, clock=self.clock, num_rounds=self.run.num_rounds)
                 yield ledger
+                session.commit()
             for change in ledger.once_durable:
                 change(self.stage)
 
     @contextmanager
-    def _doubting(self) -> Iterator[None]:
-        """A database that went away may have done what it did not tell."""
+    def _session(self, *, settles: bool = False) -> Iterator[Session]:
+        """A session on the connection by which all is known that this process believes.
+
+        A database that went away may have done what it did not tell, and another server may have
+        gone on with the run since: what is believed is in doubt then. `settles` takes the new
+        connection for what is known from now on. Raises StorageAway.
+        """
         try:
-            yield
+            with self.store.session() as session:
+                session.connection()  # a lost one is replaced here
+                if settles:
+                    self._connection = self.store.connections
+                elif self._connection != self.store.connections:
+                    raise StorageAway("the database was away; how far the run is, is seen anew")
+                yield session
         except StorageAway:
             self._in_doubt = True
             raise
 
     def settle_doubt(self) -> None:
         """See anew how far the run is, where that may not be known. Raises StorageAway."""
-        if self._in_doubt:
-            with self.turning() as ledger:
-                self.run = Run.model_validate(ledger.run.spec)
-                self._in_doubt = False
+        with self.lock:
+            if not self._in_doubt:
+                return
+            with self._session(settles=True) as session:
+                ledger = Ledger(session, clock=self.clock, num_rounds=self.run.num_rounds)
+                self.run, self.stage = Run.model_validate(ledger.run.spec), ledger.stage()
+            self._in_doubt = False
+        self._notify()
+        self._turned()
 
     def forget_deltas(self) -> None:
         """Remove the deltas that no average needs any more."""
@@ -147,9 +178,10 @@ class Federation:
         return self._ticks() - self._seen_at(what)
 
     def _seen_at(self, what: str) -> float:
-        if what not in self._first_seen:
-            self._first_seen = {what: self._ticks()}
-        return self._first_seen[what]
+        with self.lock:
+            if what not in self._first_seen:
+                self._first_seen = {what: self._ticks()}
+            return self._first_seen[what]
 
     def check_run(self, run_id: str) -> None:
         """Raise Mismatch for another run's id."""
@@ -175,10 +207,12 @@ class Federation:
         return [client_id for client_id in self.active() if client_id not in measured]
 
     def task(self, client_id: str) -> Task:
-        """What a client shall do now. Asking changes nothing. Raises NotFound."""
+        """What a client shall do now. Asking changes nothing. Raises NotFound, StorageAway."""
         with self.lock:
             self.check_joined(client_id)
             self.presence.heard(client_id)
+            if self._in_doubt:
+                raise StorageAway("how far the run is, is not known; another server may go on")
             stage = self.stage
             if stage.version is None:
                 return Wait()
@@ -201,14 +235,14 @@ class Federation:
         if stage.round_number:
             turnout, quorum = self.turnout(), self.settings.quorum
             if not turnout.awaited:
-                gone = ", ".join(sorted(turnout.sampled & turnout.gone - turnout.pushed))
+                gone = _some(sorted(turnout.sampled & turnout.gone - turnout.pushed))
                 return (
                     f"{turnout.required(quorum)} deltas; {len(turnout.pushed)} came, "
                     f"gone or stuck: {gone}"
                 )
-            return f"deltas of {', '.join(turnout.awaited)}"
+            return f"deltas of {_some(turnout.awaited)}"
         if stage.phase is Phase.EVALUATING:
-            return f"evaluations of {', '.join(self.unmeasured()) or 'nobody'}"
+            return f"evaluations of {_some(self.unmeasured()) or 'nobody'}"
         if stage.paused:
             return "the operator, who paused the run"
         missing = self.settings.min_clients - len(self.active())

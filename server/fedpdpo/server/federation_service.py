@@ -22,6 +22,7 @@ from fedpdpo.v1 import metrics_pb2
 from fedpdpo.v1.federation_pb2_grpc import FederationServiceServicer
 
 _MAX_WAIT_S = 60.0
+_TOLD_FOR_S = 1.0
 
 
 class FederationService(FederationServiceServicer):
@@ -32,6 +33,7 @@ class FederationService(FederationServiceServicer):
         self._intake = Intake(federation)
         self._exchange = Exchange(federation, self._intake)
         self._turns = turns
+        self._told: tuple[object, float, str] = (None, 0.0, "")
 
     def _known(self, request: Any) -> str:
         client_id = check_client_id(request.client_id)
@@ -64,9 +66,18 @@ class FederationService(FederationServiceServicer):
             if not isinstance(task, Wait):
                 return packed(task)
             if left_s <= 0:
-                reason = await asyncio.to_thread(self._federation.waiting_for)
+                reason = await self._reason(change)
                 return pb.GetAssignmentResponse(wait=pb.WaitTask(reason=reason))
             await self._turns.wait(change, at_most_s=left_s)
+
+    async def _reason(self, change: object) -> str:
+        """What the run waits for. A crowd that asks is told what was found out last second."""
+        asked, at_s, reason = self._told
+        now_s = asyncio.get_running_loop().time()
+        if asked is not change or now_s > at_s + _TOLD_FOR_S:
+            reason = await asyncio.to_thread(self._federation.waiting_for)
+            self._told = change, now_s, reason
+        return reason
 
     async def PullAdapter(  # type: ignore[override]  # it writes to the context
         self, request: pb.PullAdapterRequest, context: Any

@@ -5,7 +5,7 @@ import math
 from dataclasses import asdict, dataclass
 
 from fedpdpo.common.errors import AlreadyPushed, BadRequest, NotOpen
-from fedpdpo.common.metrics import Metrics
+from fedpdpo.common.metrics import MOST, Metrics
 from fedpdpo.common.payload import Receiver
 from fedpdpo.server.admission import norm_of
 from fedpdpo.server.federation import Federation
@@ -46,8 +46,8 @@ class Intake:
         most = federation.settings.max_pairs
         if not 1 <= delta.num_pairs <= most:
             raise BadRequest(f"a delta of {delta.num_pairs} pairs; this run takes 1 to {most}")
-        if not all(math.isfinite(value) for value in delta.report.values()):
-            raise BadRequest("the training report holds NaN or infinity")
+        if not all(abs(value) <= MOST for value in delta.report.values()):
+            raise BadRequest(f"the training report holds NaN or a number beyond {MOST:g}")
         with federation.reading() as ledger:
             if _counts_in(federation, ledger, delta) is None:
                 return None

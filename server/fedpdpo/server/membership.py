@@ -63,6 +63,7 @@ def join(federation: Federation, client: Newcomer) -> tuple[Run, ClientRow]:
     layout; StorageFull.
     """
     with federation.lock:
+        federation.settle_doubt()
         run = federation.run
         entering = federation.writing if run.lora_layout else federation.turning
         with entering() as ledger:

@@ -53,7 +53,7 @@ async def opened(
 ) -> Federation:
     """The run, once its database and files answer and no other server holds it.
 
-    Raises StorageAway where that takes longer than a minute, or `stopping` is set meanwhile;
+    Raises StorageAway where that takes longer than a minute, or once `stopping` is set;
     BadSettings for URLs that cannot be used; what Store and Federation raise.
     """
     trying = AsyncRetrying(

@@ -9,15 +9,21 @@ from fedpdpo.v1 import metrics_pb2, operator_pb2
 
 _SHOWN_VERSIONS = 10
 
+#: What a message of 4 MiB, gRPC's limit, holds of evaluations beside 10,000 clients.
+_SHOWN_EVALUATIONS = 10_000
+
 
 def status(federation: Federation) -> operator_pb2.GetStatusResponse:
-    """A snapshot of a federation."""
+    """A snapshot of a federation; of many clients the newest accuracies alone."""
     with federation.reading() as ledger:
         stage = federation.stage
         turnout = federation.turnout() if stage.round_number else None
         clients = select(ClientRow).order_by(ClientRow.client_id)
         version = stage.version or 0
-        shown = (EvaluationRow.version == 0) | (EvaluationRow.version > version - _SHOWN_VERSIONS)
+        most = _SHOWN_EVALUATIONS // max(1, len(stage.joined | stage.left))
+        shown = EvaluationRow.version > version - max(1, min(_SHOWN_VERSIONS, most - 1))
+        if most > 1:
+            shown |= EvaluationRow.version == 0
         found = (
             select(EvaluationRow)
             .where(shown)

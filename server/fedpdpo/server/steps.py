@@ -35,8 +35,7 @@ def step(federation: Federation) -> bool:
         with federation.turning() as ledger:
             opened = ledger.open_round()
             if opened is None:
-                _open_or_end(federation, ledger)
-                return True
+                return _open_or_end(federation, ledger)
             if not opened.closing:
                 _close(federation, ledger, opened)
             number, present = opened.number, ledger.adapter(opened.number - 1)
@@ -63,13 +62,16 @@ def _due(federation: Federation) -> bool:
     return not stage.paused and len(federation.active()) >= settings.min_clients
 
 
-def _open_or_end(federation: Federation, ledger: Ledger) -> None:
+def _open_or_end(federation: Federation, ledger: Ledger) -> bool:
+    """Open the next round or end the run; gives whether it did. Clients may have gone by now."""
     version = federation.stage.version or 0
     if version == federation.run.num_rounds:
         ledger.run.finished = True
         ledger.record("run_finished", rounds=version)
-        return
+        return True
     settings, here = federation.settings, federation.active()
+    if len(here) < settings.min_clients:
+        return False
     num_drawn = num_asked(
         len(here), fraction=settings.sample_fraction, number=settings.sample_clients
     )
@@ -77,6 +79,7 @@ def _open_or_end(federation: Federation, ledger: Ledger) -> None:
     opened_at_s = federation.clock()
     ledger.session.add(RoundRow(number=version + 1, sampled=sampled, opened_at_s=opened_at_s))
     ledger.record("round_opened", round=version + 1, clients=",".join(sampled))
+    return True
 
 
 def _close(federation: Federation, ledger: Ledger, opened: RoundRow) -> None:

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, event, select
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
@@ -54,6 +54,8 @@ class Store:
         if elsewhere and path.exists():
             raise BadState(f"{folder} is a state directory; give another --cache-dir")
         self._engine = postgresql(database) if database else sqlite(path)
+        self.connections = 0
+        event.listen(self._engine, "connect", self._count)
         try:
             self._check(str(self._engine.url) if database else str(path))
         except BaseException:
@@ -61,6 +63,10 @@ class Store:
             raise
         for partial in folder.rglob(".*.partial"):
             partial.unlink()
+
+    def _count(self, *_: object) -> None:
+        """Another connection to the database was made: what happened before it may be news."""
+        self.connections += 1
 
     def _check(self, where: str) -> None:
         advice = "restore it from a backup or begin anew with another --state-dir"
@@ -125,6 +131,7 @@ class Store:
             if not same and self._elsewhere is not None:
                 name, size = self._name(path), row.num_bytes
                 self._elsewhere.get(name, path, num_bytes=size, sha256=row.sha256)
+                self._remove_copies(but=path)
             self._proven.add(path)
             return path
 
@@ -163,13 +170,18 @@ class Store:
         shutil.rmtree(self._useless, ignore_errors=True)
         self._proven -= {path for path in self._proven.copy() if not path.exists()}
         if self._elsewhere is not None:
-            copies = sorted((self.folder / ADAPTERS).glob("version-*"), key=_number)
-            for old in copies[:-_COPIES]:
-                old.unlink()
+            self._remove_copies()
             with contextlib.suppress(StorageAway):
                 self._elsewhere.remove_folders(
                     DELTAS, lambda name: _number(Path(name)) < self._oldest_round
                 )
+
+    def _remove_copies(self, *, but: Path | None = None) -> None:
+        """Remove copies of old adapters but one. Who reads one reads on."""
+        copies = sorted((self.folder / ADAPTERS).glob("version-*"), key=_number)
+        for old in copies[:-_COPIES]:
+            if old != but:
+                old.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Close the database."""

@@ -164,10 +164,13 @@ def _server(settings: SimulationSettings, ray: Any, num_clients: int) -> Server:
 def _follow(
     ray: Any, working: list[Any], server: Server, console: Console, *, num_clients: int
 ) -> None:
-    """Print a line for each adapter that all have measured, until the workers are done."""
-    begun, shown = time.monotonic(), -1
+    """Print a line for each adapter that all have measured, until the workers are done.
+
+    Looking takes the longer, the more was measured; a tenth of the time goes into it at most.
+    """
+    begun, shown, took_s = time.monotonic(), -1, 0.0
     while working:
-        done, working = ray.wait(working, timeout=_LOOK_S)
+        done, working = ray.wait(working, timeout=max(_LOOK_S, 10 * took_s))
         try:
             ray.get(done)
         except ray.exceptions.RayTaskError as error:
@@ -176,9 +179,11 @@ def _follow(
         except ray.exceptions.RayActorError as error:
             raise FedPDPOError(f"a worker died {cluster.RESTARTS + 1} times: {error}") from error
         server.wait(0.0)
-        newest = server.status().adapter_version
+        looked_at = time.monotonic()
+        newest, measured = server.status().adapter_version, server.accuracies()
+        took_s = time.monotonic() - looked_at
         for version in range(shown + 1, newest + 1):
-            rows = [row for row in server.accuracies()
+            rows = [row for row in measured
                     if row["adapter"] == version and row["view"] == "personalized"]  # fmt: skip
             if len(rows) == num_clients:
                 shares = [100 * row["combined_accuracy"] for row in rows]

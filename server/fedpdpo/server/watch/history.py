@@ -91,12 +91,15 @@ class History:
             known = self._measured.get(version)
             if known is None or known.num_clients != counts[version]:
                 self._measured[version] = _measured(session, version)
-        return [self._measured[version] for version in versions]
+        self._measured = {version: self._measured[version] for version in versions}
+        return list(self._measured.values())
 
     def rounds(self, session: Session) -> list[RoundSeen]:
         """All rounds, the newest first."""
         found = select(RoundRow).order_by(RoundRow.number.desc()).limit(_MOST)
-        return [self._round(session, row) for row in session.scalars(found)]
+        told = [self._round(session, row) for row in session.scalars(found)]
+        self._rounds = {one.number: one for one in told if one.published_at_s is not None}
+        return told
 
     def _round(self, session: Session, row: RoundRow) -> RoundSeen:
         if row.number not in self._rounds:
