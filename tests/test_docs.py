@@ -67,7 +67,7 @@ COVERED = {
     "fedpdpo simulate --data ./prefs.jsonl --clients 200 --server.rounds 5": SIMULATION,
     "fedpdpo simulate --data prefs.jsonl --clients 200 --server.rounds 5": SIMULATION,
     "fedpdpo simulate --config simulate.yaml --data prefs.jsonl": SIMULATION,
-    "fedpdpo-client --server localhost:50051 --client-id client-001 --threads 1 "
+    "fedpdpo-client --server localhost:50051 --client-id client-001 --state-dir client-001 --threads 1 "
     "--data fedpdpo-simulation/clients/client-001/preferences.jsonl": SIMULATION,
     "pip install '.[telemetry]'": EXTRAS,
     "prometheus --config.file deploy/prometheus/prometheus.yml": "test_prometheus.py::"
