@@ -67,8 +67,8 @@ COVERED = {
     "fedpdpo simulate --data ./prefs.jsonl --clients 200 --server.rounds 5": SIMULATION,
     "fedpdpo simulate --data prefs.jsonl --clients 200 --server.rounds 5": SIMULATION,
     "fedpdpo simulate --config simulate.yaml --data prefs.jsonl": SIMULATION,
-    "fedpdpo-client --server localhost:50051 --client-id client-001 --state-dir client-001 --threads 1 "
-    "--data fedpdpo-simulation/clients/client-001/preferences.jsonl": SIMULATION,
+    "fedpdpo-client --server localhost:50051 --client-id client-001 --state-dir client-001 "
+    "--threads 1 --data fedpdpo-simulation/clients/client-001/preferences.jsonl": SIMULATION,
     "pip install '.[telemetry]'": EXTRAS,
     "prometheus --config.file deploy/prometheus/prometheus.yml": "test_prometheus.py::"
     "test_prometheus_scrapes_a_run_and_evaluates_the_rules",
