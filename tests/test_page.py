@@ -10,6 +10,7 @@ from playwright.sync_api import Browser, expect, sync_playwright
 from playwright.sync_api import Page as Tab
 
 from fedpdpo.v1 import federation_pb2 as pb
+from processes import until
 from serving import Client, connected, tensors
 from watched import Page, page
 
@@ -139,7 +140,7 @@ window.fetch = async (path) => {
 def test_events_come_once_however_slow_the_answer_is(tab: Tab, served: Page) -> None:
     tab.add_init_script(HELD)
     tab.reload()
-    tab.wait_for_function("window.asked > 0")
+    until(lambda: tab.evaluate("window.asked > 0"), "the page asks")
     with connected(served.grpc_port) as (stub, _):
         for name in ("ada", "bea"):
             Client(stub, name).push(3, tensors(0.01))
