@@ -164,7 +164,7 @@ def explain(error: ValidationError, cls: type[BaseModel], *, source: str | None 
         elif item["type"] == "missing":
             lines.append(f"setting {key} is missing; give --{key.replace('_', '-')}")
         elif not key:  # settings that do not go together
-            lines.append(str(item["ctx"]["error"]))
+            lines.append(str(item.get("ctx", {}).get("error", item["msg"])))
         else:
             lines.append(f"setting {key}: {item['msg']} (got {item.get('input')!r})")
     return "; ".join(lines)

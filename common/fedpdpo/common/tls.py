@@ -57,7 +57,7 @@ def _read(path: Path) -> bytes:
         status = path.stat()
         if status.st_size > _MAX_BYTES:
             raise BadSettings(f"{path} has {status.st_size} bytes; it is no PEM file of this kind")
-        if path.name == KEY and status.st_mode & (stat.S_IWGRP | stat.S_IXGRP | stat.S_IRWXO):
+        if path.name == KEY and status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             log.warning(fields("key_readable_by_others", path=path, advice=f"chmod 600 {path}"))
         return path.read_bytes()
     except OSError as error:
