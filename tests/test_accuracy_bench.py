@@ -20,6 +20,7 @@ from cell import ID_CHARS, Cell
 from compare import paired_bootstrap
 from fedpdpo.client.model.lora import SharedState
 from fedpdpo.client.state import ClientState
+from fedpdpo.client.training.reference import _sha256
 from fedpdpo.common.files import sha256_of
 from fedpdpo.common.layout import LoraLayout
 from methods import METHODS
@@ -399,6 +400,7 @@ def of_other_code(path: Path) -> None:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = file.metadata()
     tensors["logps"][:, 0] += 1e-3
+    tensors["sha256"] = _sha256(tensors)
     save_file(tensors, path, metadata=metadata)
 
 

@@ -12,6 +12,7 @@ from fedpdpo.client.data.tokens import PairTokens
 from fedpdpo.client.model.packing import Pack
 from fedpdpo.client.model.policy import Policy
 from fedpdpo.client.training.pairset import PairSet
+from fedpdpo.client.training.reference import _sha256
 from tiny import CPU, save_tiny_model, tiny_pairs, tiny_pairset, tiny_policy, tiny_run
 
 
@@ -104,7 +105,8 @@ def test_a_damaged_file_is_computed_again(
     expected = hidden(policy, first, range(12))
     file = tmp_path / name
     flipped = bytearray(file.read_bytes())
-    flipped[-20 if name.startswith("reference") else len(flipped) // 2] ^= 64
+    last_logp = -13 * 32 - 2  # before the digests of 12 pairs and of all
+    flipped[last_logp if name.startswith("reference") else len(flipped) // 2] ^= 1
     file.unlink()
     file.write_bytes(bytes(flipped) if damage is None else damage)
     again = tiny_pairset(policy, tiny_pairs(), tmp_path)
@@ -113,16 +115,35 @@ def test_a_damaged_file_is_computed_again(
         torch.testing.assert_close(states, expected[number], rtol=1e-5, atol=1e-5)
 
 
+def test_the_references_file_is_the_same_bytes_each_time(policy: Policy, tmp_path: Path) -> None:
+    file = tmp_path / "reference-key.safetensors"
+    written = set()
+    for _ in range(12):
+        file.unlink(missing_ok=True)
+        tiny_pairset(policy, tiny_pairs(), tmp_path)
+        written.add(file.read_bytes())
+    assert len(written) == 1
+
+
 @pytest.mark.parametrize(
-    "logps", [torch.tensor(1.0), torch.ones(12), torch.ones(12, 3), torch.full((12, 2), torch.nan)]
+    "logps",
+    [
+        torch.tensor(1.0, dtype=torch.float64),
+        torch.ones(12, dtype=torch.float64),
+        torch.ones(12, 3, dtype=torch.float64),
+        torch.full((12, 2), torch.nan, dtype=torch.float64),
+        torch.ones(12, 2, dtype=torch.float32),
+        torch.ones(12, 2, dtype=torch.bfloat16),
+    ],
 )
 def test_a_well_formed_file_of_something_else_is_computed_again(
     policy: Policy, tmp_path: Path, logps: Tensor
 ) -> None:
     first = tiny_pairset(policy, tiny_pairs(), tmp_path)
     file = tmp_path / "reference-key.safetensors"
-    tensors = {"digests": load_file(file)["digests"], "logps": logps.double()}
-    save_file(tensors, file, metadata={"key": "key"})
+    tensors = load_file(file) | {"logps": logps}
+    sha256 = {"sha256": _sha256(tensors)} if logps.dtype != torch.bfloat16 else {}
+    save_file(tensors | sha256, file, metadata={"key": "key"})
     again = tiny_pairset(policy, tiny_pairs(), tmp_path)
     assert torch.equal(again.reference_margins, first.reference_margins)
 

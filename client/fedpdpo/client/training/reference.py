@@ -63,16 +63,17 @@ class ReferenceCache:
         digests = np.frombuffer(b"".join(self._logps), dtype=np.uint8).reshape(-1, 32)
         logps = torch.tensor(list(self._logps.values()), dtype=torch.float64).reshape(-1, 2)
         tensors = {"digests": torch.from_numpy(digests.copy()), "logps": logps}
-        told = {"key": self._key, "sha256": _sha256(tensors)}
+        tensors["sha256"] = _sha256(tensors)
         with whole_file(self._path) as partial:
-            save_file(tensors, partial, metadata=told)
+            # One entry: safetensors writes several in any order, and the same run, the same bytes.
+            save_file(tensors, partial, metadata={"key": self._key})
 
 
-def _sha256(tensors: Mapping[str, Tensor]) -> str:
+def _sha256(tensors: Mapping[str, Tensor]) -> Tensor:
     digest = hashlib.sha256()
     for name in ("digests", "logps"):
         digest.update(tensors[name].contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
 
 
 def _read(path: Path, key: str) -> dict[bytes, tuple[float, float]]:
@@ -80,17 +81,19 @@ def _read(path: Path, key: str) -> dict[bytes, tuple[float, float]]:
         return {}
     try:
         with safe_open(path, framework="pt") as file:
-            told = file.metadata() or {}
-            if told.get("key") != key:
+            if (file.metadata() or {}).get("key") != key:
                 return {}
-            digests, logps = file.get_tensor("digests"), file.get_tensor("logps")
+            digests, logps, sha256 = map(file.get_tensor, ("digests", "logps", "sha256"))
     except (OSError, SafetensorError) as error:
         log.warning(fields("reference_unreadable", file=path, error=error))
         return {}
-    pairwise = logps.ndim == 2 and digests.ndim == 2 and len(logps) == len(digests)
-    whole = pairwise and digests.dtype == torch.uint8 and digests.shape[1] == 32
-    whole &= told.get("sha256") == _sha256({"digests": digests, "logps": logps})
-    if not whole or logps.shape[1] != 2 or not bool(torch.isfinite(logps).all()):
+    num_pairs = len(logps) if logps.ndim else 0
+    whole = (
+        (logps.dtype, logps.shape) == (torch.float64, (num_pairs, 2))
+        and (digests.dtype, digests.shape) == (torch.uint8, (num_pairs, 32))
+        and torch.equal(sha256, _sha256({"digests": digests, "logps": logps}))
+    )
+    if not whole or not bool(torch.isfinite(logps).all()):
         log.warning(fields("reference_unreadable", file=path, error="malformed"))
         return {}
     values = [(chosen, rejected) for chosen, rejected in logps.tolist()]
