@@ -92,6 +92,8 @@ def test_the_page_tells_what_the_cells_say(tmp_path: Path, results: dict[str, An
     assert "each setting 80.0 %: +10.0 points" in text
     row = "| **FedPDPO** | 85.0 ± 0.0 | **90.0 ± 0.0** | 50.0 | 50.0 | 90.0 | -0.18 |"
     assert text.count(row) == len([one for one in SETTINGS.values() if one.in_table])
+    probe = "| reward head alone, no federation | 60.0 ± 0.0 | **65.0 ± 0.0** |  | 50.0 |"
+    assert text.count(probe) == text.count(row)
     assert "local-only DPO | +10.0 (" in text
     assert "| local-only DPO | 80.0 | 80.0 | 80.0 |" in text
     for name in ("table", "sweeps", "growth"):

@@ -7,7 +7,7 @@ import pytest
 from cell import ID_CHARS
 from compare import lines_of
 from plan import ROWS, SEEDS, table_cell, tune_cells
-from verdict import Table, aims, apart, headline
+from verdict import Table, aims, apart, headline, policies
 
 SETTING = "conflict-4"
 PAIRS = 100
@@ -58,3 +58,15 @@ def test_the_page_is_headed_by_what_fedpdpo_is_ahead_of_the_best_baseline() -> N
     assert "the best baseline of each setting 70.0 %: +10.0 points." in headline(found, lines)
     assert f"So far {len(ROWS) * len(SEEDS)} of" in headline(found, lines)
     assert "| Ditto | +10.0 (" in apart(found, lines)
+
+
+def test_what_a_policy_learnt_is_the_implicit_reward_after_the_last_average() -> None:
+    found, _ = table_of(ours=0.8, baseline=0.7)
+    for seed in SEEDS:
+        told = found[table_cell(found, ROWS["less-bottleneck"], SETTING, seed).key]
+        told["clients"]["ada"]["after"] = told["clients"]["ada"]["after"] | {"implicit": 0.53}
+    head, _, row = policies({SETTING: lines_of(found, SETTING)}).splitlines()
+    shares = dict(zip(head.split(" | "), row.split(" | "), strict=True))
+    assert shares[str(ROWS["less-bottleneck"])] == "53.0"
+    assert shares["FedPDPO"] == "80.0"
+    assert shares["FedAvg-DPO"] == "50.0"

@@ -28,7 +28,7 @@ from report import RESULTS, ROOT, BenchmarkError, console
 from said import SAID
 from sweeps import growth_points, sweep_points
 from tabular import percent, table, with_error
-from verdict import OURS, aims, apart, headline
+from verdict import OURS, PROBE, aims, apart, headline, policies
 
 PAGE = ROOT / "docs" / "results.md"
 TEXT = Path(__file__).with_name("page.md")
@@ -61,6 +61,7 @@ def write(results: dict[str, Any], page: Path) -> None:
         "ceiling": " and ".join(ceiling(num) for num in (3, 10)),
         "tables": "\n\n".join(accuracies(name, some) for name, some in lines.items()),
         "apart": apart(found, lines),
+        "policies": policies(lines),
         "aims": aims(found, lines),
         "sweeps": sweeps(found),
         **{kind: swept_from(found, kind) for kind in ("explicit", "implicit")},
@@ -93,7 +94,7 @@ def accuracies(setting: str, lines: dict[str, Line]) -> str:
         rows.append([
             f"{bold}{line.row}{bold}",
             *shown.values(),
-            percent(line.accuracy[line.stage]["implicit"]),
+            "" if line.row is PROBE else percent(line.accuracy[line.stage]["implicit"]),
             percent(line.accuracy[line.stage]["explicit"]),
             percent(line.worst),
             f"{line.chosen_shift:+.2f}",

@@ -10,6 +10,9 @@ from tabular import percent, points, table, with_error
 
 OURS = ROWS["fedpdpo"]
 
+#: Trains a reward head and no policy.
+PROBE = ROWS["reward-alone"]
+
 #: Aimed at, as differences of shares: ahead of the best baseline on average (the paper's figure)
 #: and where pairs are few; ahead of FedAvg-DPO where tastes are opposite.
 PAPERS, FEW_PAIRS, OPPOSITE = 0.048, 0.08, 0.15
@@ -38,7 +41,7 @@ def alone(found: dict[str, Any], lines: Table) -> str:
     row = ROWS["less-sharing"]
     without, probe = (
         percent(fmean(some[name].judged for some in lines.values()))
-        for name in (row.name, "reward-alone")
+        for name in (row.name, PROBE.name)
     )
     each = [gap(found, name, row) for name in lines]
     apart = [low for _, low, _ in each if low > 0]
@@ -98,6 +101,18 @@ def apart(found: dict[str, Any], lines: Table) -> str:
             cells.append(f"{points(mean)} ({points(low)} to {points(high)})")
         rows.append(cells)
     return table(["setting", "best baseline", "ahead of it", *map(str, parts)], rows)
+
+
+def policies(lines: Table) -> str:
+    """How much each policy learnt: the accuracy of the implicit reward, after the last average."""
+    shown = [OURS, *(ROWS[f"less-{part}"] for part in ("head", "bottleneck", "sharing"))]
+    shown = [ROWS["fedavg"], ROWS["local"], *shown]
+    rows = [
+        [SETTINGS[setting].title,
+         *(percent(some[row.name].accuracy["after"]["implicit"]) for row in shown)]
+        for setting, some in lines.items()
+    ]  # fmt: skip
+    return table(["setting", *map(str, shown)], rows) if rows else ""
 
 
 def aims(found: dict[str, Any], lines: Table) -> str:
