@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedpdpo.client import Client, PersonalPolicy
-from fedpdpo.client.data.preferences import read_preferences
+from fedpdpo.client.data.preferences import Preference, read_preferences
 from fedpdpo.common.errors import BadSettings, FedPDPOError
 from fedpdpo.server import Server
 from processes import stage
@@ -74,7 +74,22 @@ def test_the_personal_model_speaks_ranks_and_measures_in_any_order(
     assert policy.reply("The plot is", continue_text=True, max_new_tokens=5) == said
     assert measured.personal.combined_accuracy > 0.6
     assert {one.answer for one in ranked} == {" dull.", " a joy."}
-    assert ranked[0].combined > ranked[1].combined
+
+
+def test_as_many_answers_are_ranked_right_as_are_measured_right(
+    run: tuple[Server, Client], data: Path
+) -> None:
+    policy = run[1].personal()
+    pairs = list(read_preferences(data).preferences)
+    for place, pair in enumerate(pairs[:10]):
+        pairs[place] = Preference(pair.prompt, pair.rejected, pair.chosen)
+    first = [
+        policy.rank(str(pair.prompt), [str(pair.rejected), str(pair.chosen)], continue_text=True)[0]
+        for pair in pairs
+    ]
+    right = [one.answer == pair.chosen for one, pair in zip(first, pairs, strict=True)]
+    assert right.count(False) >= 5 and right.count(True) >= 15
+    assert sum(right) / len(right) == policy.measure(pairs).personal.combined_accuracy
 
 
 def test_an_exported_folder_is_the_same_policy(run: tuple[Server, Client], tmp_path: Path) -> None:
