@@ -24,11 +24,15 @@ def draw_table(lines: dict[str, dict[str, Line]], path: Path) -> None:
     """A panel a setting: each row's accuracy with its standard error."""
     if not lines:
         return
+    columns = min(3, len(lines))
+    rows = -(-len(lines) // columns)
     figure, panels = plt.subplots(
-        1, len(lines), figsize=(2.6 * len(lines) + 2, 4.4), sharey=True, layout="constrained",
+        rows, columns, figsize=(2.6 * columns + 2, 3.6 * rows), sharey=True, layout="constrained",
         squeeze=False,
     )  # fmt: skip
-    for axes, (setting, some) in zip(panels[0], lines.items(), strict=True):
+    for axes in panels.flat[len(lines) :]:
+        axes.set_visible(False)
+    for axes, (setting, some) in zip(panels.flat, lines.items(), strict=False):
         best = best_baseline(some).row.name
         names = [name for name in ROWS if name in some][::-1]
         for place, name in enumerate(names):
@@ -40,7 +44,7 @@ def draw_table(lines: dict[str, dict[str, Line]], path: Path) -> None:
             axes.text(share + error + 0.7, place, f"{share:.1f}", va="center", fontsize=8)
         axes.set_yticks(range(len(names)), [str(ROWS[name]) for name in names])
         axes.axvline(50, color="#333333", linewidth=0.8, linestyle=":")
-        axes.set(title=SETTINGS[setting].title, xlim=(40, 100), xlabel="accuracy, %")
+        axes.set(title=SETTINGS[setting].title, xlim=(35, 108), xlabel="accuracy, %")
         axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
 

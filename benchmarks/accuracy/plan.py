@@ -54,10 +54,12 @@ class Row:
 ROWS = {
     row.name: row
     for row in (
-        *(Row(name, method, "after", fixed=True) if name in ("base", "fedavg")
-          else Row(name, method) for name, method in METHODS.items()),
+        Row("base", METHODS["base"], "after", fixed=True),
+        Row("local", METHODS["local"]),
+        Row("fedavg", METHODS["fedavg"], "after", fixed=True),
         Row("fedavg-ft", METHODS["fedavg"], title="FedAvg-DPO, then a local epoch (FedAvg-FT)",
             fixed=True),
+        *(Row(name, METHODS[name]) for name in METHODS if name not in ("base", "local", "fedavg")),
     )
 }  # fmt: skip
 
