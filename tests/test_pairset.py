@@ -148,6 +148,19 @@ def test_a_well_formed_file_of_something_else_is_computed_again(
     assert torch.equal(again.reference_margins, first.reference_margins)
 
 
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float32])
+def test_a_digest_of_another_type_is_none(
+    policy: Policy, tmp_path: Path, kind: torch.dtype, counted: Counted
+) -> None:
+    tiny_pairset(policy, tiny_pairs(), tmp_path)
+    file = tmp_path / "reference-key.safetensors"
+    tensors = load_file(file)
+    tensors["sha256"] = tensors["sha256"].to(kind)
+    save_file(tensors, file, metadata={"key": "key"})
+    tiny_pairset(policy, tiny_pairs(), tmp_path)
+    assert len(counted.by_reference) == 24
+
+
 def test_what_a_killed_process_left_of_the_trunk_is_removed(policy: Policy, tmp_path: Path) -> None:
     tiny_pairset(policy, tiny_pairs(), tmp_path)
     left = tmp_path / "trunk-key.new"

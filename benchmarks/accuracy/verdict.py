@@ -105,8 +105,8 @@ def apart(found: dict[str, Any], lines: Table) -> str:
 
 def policies(lines: Table) -> str:
     """How much each policy learnt: the accuracy of the implicit reward, after the last average."""
-    shown = [OURS, *(ROWS[f"less-{part}"] for part in ("head", "bottleneck", "sharing"))]
-    shown = [ROWS["fedavg"], ROWS["local"], *shown]
+    names = ("fedavg", "local", OURS.name, "less-head", "less-bottleneck", "less-sharing")
+    shown = [ROWS[name] for name in names]
     rows = [
         [SETTINGS[setting].title,
          *(percent(some[row.name].accuracy["after"]["implicit"]) for row in shown)]

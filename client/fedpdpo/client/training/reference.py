@@ -91,6 +91,7 @@ def _read(path: Path, key: str) -> dict[bytes, tuple[float, float]]:
     whole = (
         (logps.dtype, logps.shape) == (torch.float64, (num_pairs, 2))
         and (digests.dtype, digests.shape) == (torch.uint8, (num_pairs, 32))
+        and sha256.dtype == torch.uint8
         and torch.equal(sha256, _sha256({"digests": digests, "logps": logps}))
     )
     if not whole or not bool(torch.isfinite(logps).all()):
