@@ -94,6 +94,22 @@ def test_a_client_says_itself_what_is_wrong_with_its_certificate(
         open_channel("localhost:1", AccessSettings(tls=mixed))
 
 
+def test_who_calls_more_often_than_is_set_is_told_when_to_come_again(
+    consortium: Consortium,
+) -> None:
+    ada, bea = consortium.certificate("ada"), consortium.certificate("bea")
+    with (
+        consortium.serving(calls_per_s=0.01) as port,
+        channel_of(port, ada) as of_ada,
+        channel_of(port, bea) as of_bea,
+    ):
+        assert said(of_ada)[0] is grpc.StatusCode.OK
+        code, reason = said(of_ada)
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "calls too often" in reason
+        assert said(of_bea)[0] is grpc.StatusCode.OK
+
+
 def test_a_revoked_certificate_opens_nothing_from_then_on(consortium: Consortium) -> None:
     ada, bea = consortium.certificate("ada"), consortium.certificate("bea")
     consortium.certificate("ada")

@@ -31,6 +31,34 @@ def test_more_are_asked_than_are_waited_for(new_world: NewWorld) -> None:
         world.push(asked[2], 1, 9.0)
 
 
+def test_a_share_of_those_who_are_there_is_asked(new_world: NewWorld) -> None:
+    world = new_world(sample_fraction=0.5)
+    begin(world, "ada", "bea", "cyd", "dan")
+    with world.federation.reading() as ledger:
+        opened = ledger.open_round()
+        assert opened is not None
+        assert len(opened.sampled) == 2
+    for name in opened.sampled:
+        world.push(name, 1, 3.0)
+    world.settle()
+    assert world.adapter(1) == 3.0
+
+
+@pytest.mark.parametrize("power", [0.0, 2.0])
+def test_how_much_less_a_late_delta_counts_is_as_set(new_world: NewWorld, power: float) -> None:
+    world = new_world(close_after=1, late="fold", max_staleness=1, staleness_power=power)
+    begin(world, "ada", "bea")
+    world.push("ada", 1, 1.0)
+    world.settle()
+    for name in ("ada", "bea"):
+        world.evaluate(name, 1)
+    world.push("bea", 1, 4.0)
+    world.push("ada", 2, 1.0)
+    world.settle()
+    late = 2**-power
+    assert world.adapter(2) == pytest.approx(1.0 + (4.0 * late + 1.0) / (late + 1.0))
+
+
 def test_a_late_delta_is_folded_into_the_open_round_and_counts_less(new_world: NewWorld) -> None:
     world = new_world(rounds=3, close_after=2, late="fold", max_staleness=1)
     begin(world, "ada", "bea", "cyd")
