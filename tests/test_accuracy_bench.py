@@ -24,7 +24,7 @@ from fedpdpo.client.training.reference import _sha256
 from fedpdpo.common.files import sha256_of
 from fedpdpo.common.layout import LoraLayout
 from methods import METHODS
-from partitions import SETTINGS, Setting, annotators, domains
+from partitions import SETTINGS, Setting, annotators, debaters, domains
 from plan import (
     FURTHER,
     RATES,
@@ -107,6 +107,40 @@ def test_nobody_trains_on_an_answer_that_somebody_is_tested_on(
     assert sum(len(client["train"]) for client in whole.values()) == 80
     for client in whole.values():
         assert all("train" in pair.chosen + pair.rejected for pair in client["train"])
+
+
+def test_people_are_tuned_on_debates_that_nobody_trains_on(data: Path) -> None:
+    lines = [
+        json.dumps({"prompt": f"debate {number % 14}", "chosen": f"yes {number}",
+                    "rejected": f"no {number}", "annotator": name})
+        for name in PEOPLE for number in range(56)
+    ]  # fmt: skip
+    (data / f"{POOL}.train.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    pools.cache_clear()
+    clients = debaters(POOL, pairs=12, held_out=100, most_chars=1000)(0, data)
+    assert clients.keys() == PEOPLE.keys()
+    held, learnt = (
+        {pair.prompt for client in clients.values() for pair in client[split]}
+        for split in ("tune", "train")
+    )
+    assert len(held) == 4
+    assert not held & learnt
+    for name, client in clients.items():
+        assert [len(client[split]) for split in SPLITS] == [12, 16, 0]
+        assert {pair.annotator for some in client.values() for pair in some} == {name}
+
+
+def test_a_setting_of_a_part_that_is_left_out_does_not_make_another_cell() -> None:
+    rates = {"head_lr": 1e-3, "bottleneck_lr": 1e-3, "reward_lr": 1e-3}
+
+    def keys(method: str, changed: dict[str, Any]) -> set[str]:
+        return {Cell("film-3", method, 0, 1, changed={**changed, **one}).key
+                for one in ({}, *({name: rate} for name, rate in rates.items()))}  # fmt: skip
+
+    assert len(keys("fedavg", {})) == 1
+    assert len(keys("fedpdpo", {})) == 4
+    for without in ({"head": "frozen"}, {"bottleneck": 0}, {"reward_head": False}):
+        assert len(keys("fedpdpo", without)) == 3
 
 
 def test_a_domain_has_pairs_that_need_no_cutting(data: Path) -> None:

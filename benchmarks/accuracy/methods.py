@@ -25,6 +25,14 @@ _SERVER = ("averaging", "server_lr", "sample_fraction")
 _LORA = "lora."
 
 
+#: A part, what its setting is where it is left out, and the settings that then have no effect.
+_OF_PARTS = (
+    ("head", "frozen", ("head_lr", "head_rank")),
+    ("bottleneck", 0, ("bottleneck_lr",)),
+    ("reward_head", False, ("reward_lr", "alpha")),
+)
+
+
 @dataclass(frozen=True)
 class Configured:
     """A method with every setting told, the product's defaults included."""
@@ -35,8 +43,11 @@ class Configured:
 
     @property
     def digest(self) -> str:
-        """Eight letters that stand for all settings: a changed default changes them."""
-        told = [self.method.model_dump(mode="json"), self.lora.model_dump(mode="json")]
+        """Eight letters that stand for all settings with an effect, the defaults included."""
+        unused = {name for part, without, names in _OF_PARTS
+                  if getattr(self.method, part) == without for name in names}  # fmt: skip
+        method = self.method.model_dump(mode="json", exclude=unused)
+        told = [method, self.lora.model_dump(mode="json")]
         defaults = {key: ServerSettings.model_fields[key].default for key in _SERVER}
         text = json.dumps([*told, defaults | self.server], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -129,6 +129,15 @@ SWEEPS: dict[str, dict[str, dict[str, Any]]] = {
         f"{lr:g}": {"objective": "separate", "anchor": 0.1, "lora_lr": lr}
         for lr in (2e-4, 6e-4, 2e-3)
     },
+    "rates of adapter and head, separate, anchor 0.1": {
+        told: {"objective": "separate", "anchor": 0.1} | rates
+        for told, rates in {
+            "0.0005, 2.5e-05": {"bottleneck_lr": 5e-4, "head_lr": 2.5e-5},
+            "0.0001, 0.0002": {"bottleneck_lr": 1e-4, "head_lr": 2e-4},
+            "no adapter, 0.0002": {"bottleneck": 0, "head_lr": 2e-4},
+            "0.0001, 2.5e-05": {"bottleneck_lr": 1e-4, "head_lr": 2.5e-5},
+        }.items()
+    },
     "adapter width, separate, beta 0.03": {
         f"{width}": {"objective": "separate", "beta": 0.03, "bottleneck": width}
         for width in (64, 0)
@@ -146,6 +155,13 @@ SWEPT_WIDER = {
     "objective and anchor": SWEPT_IN | {"film-3": (0,), "conflict-4": (0,)},
     "rate of LoRA, separate, anchor 0.1": SWEPT_IN
     | {"film-3": (0,), "conflict-4": (0,), "people-4": (0,)},
+    "rates of adapter and head, separate, anchor 0.1": {
+        "people-4": (0,),
+        "conflict-4": (0,),
+        "film-3": (0,),
+        "people-16-tune": (0,),
+    }
+    | SWEPT_IN,
 }
 
 #: How accuracy grows: the settings or rounds along each axis, and the rows compared.
