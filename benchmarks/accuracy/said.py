@@ -22,7 +22,7 @@ SAID = {
     "rate for the low-rank head rank a point better, and no chosen answer becomes less likely; "
     "where 16 people are judged on debates that nobody trained on, the policy ranks 12 points "
     "better. It is somewhat less its client's own: 93 instead of 97 % where tastes are opposite, "
-    "and 82 without an adapter.",
+    "and 82 without an adapter. The head's faster rate is 3 of these points.",
     "adapter width, separate, beta 0.03": "With two losses and a beta of 0.03 the "
     "adapter costs the sum a point.",
     "schedule": "Private parts first, at twice the work, gives the same.",
