@@ -109,9 +109,9 @@ def test_nobody_trains_on_an_answer_that_somebody_is_tested_on(
         assert all("train" in pair.chosen + pair.rejected for pair in client["train"])
 
 
-def test_people_are_tuned_on_debates_that_nobody_trains_on(data: Path) -> None:
+def test_people_are_tuned_on_sides_of_debates_that_nobody_trains_on(data: Path) -> None:
     lines = [
-        json.dumps({"prompt": f"debate {number % 14}", "chosen": f"yes {number}",
+        json.dumps({"prompt": f"side {number % 14}", "chosen": f"yes {number}",
                     "rejected": f"no {number}", "annotator": name})
         for name in PEOPLE for number in range(56)
     ]  # fmt: skip

@@ -146,12 +146,15 @@ def annotators(name: str, *, pairs: int, held_out: int = 48, most_chars: int = 1
 
 
 def debaters(name: str, *, pairs: int, held_out: int, most_chars: int) -> Draw:
-    """One client a person, of the debates to train on alone; tuned on two of each seven of them."""
+    """One client a person, of the pairs to train on: tuned on two of each seven sides of debates.
+
+    Nobody trains on these sides, though perhaps on the other side of the same debate.
+    """
 
     def draw(seed: int, folder: Path) -> dict[str, Client]:
         found = [pair for pair in pools(name, folder)["train"] if pair.num_chars <= most_chars]
-        debates = sorted({pair.prompt for pair in found})
-        held = {debate for place, debate in enumerate(debates) if place % 7 in (1, 4)}
+        sides = sorted({pair.prompt for pair in found})
+        held = {side for place, side in enumerate(sides) if place % 7 in (1, 4)}
         clients = {}
         for person in sorted({pair.annotator for pair in found}):
             own = [pair for pair in found if pair.annotator == person]
@@ -199,7 +202,7 @@ SETTINGS = {
                 annotators("ukp_big4", pairs=32, most_chars=SHORT)),
         Setting("people-16", "16 people", frozenset({"ukp_users_xt"}),
                 annotators("ukp_users_xt", pairs=16, held_out=16, most_chars=SHORT)),
-        Setting("people-16-tune", "16 people, debates of training", frozenset({"ukp_users_xt"}),
+        Setting("people-16-tune", "16 people, on tune", frozenset({"ukp_users_xt"}),
                 debaters("ukp_users_xt", pairs=16, held_out=16, most_chars=SHORT), in_table=False),
         Setting("cross-3", "cross-domain, 3 clients", frozenset(SOME_DOMAINS),
                 domains(SOME_DOMAINS, pairs=24, held_out=32), max_tokens=160, in_table=False),

@@ -36,7 +36,7 @@ ORIGINS = {
     "chat_zh": "dpo_zh_demo; github.com/hiyouga/LLaMA-Factory; Apache-2.0",
     "persona_say": "persona evals, Perez et al. 2022; github.com/anthropics/evals; CC-BY 4.0",
     "ukp_big4": "UKPConvArg1, Habernal and Gurevych 2016, four annotators; CC-BY 4.0",
-    "ukp_users_xt": "UKPConvArg1, sixteen annotators, debates of evaluation held out; CC-BY 4.0",
+    "ukp_users_xt": "UKPConvArg1, sixteen annotators, sides of debates held out; CC-BY 4.0",
 }  # fmt: skip
 
 #: Of answers in this pool the first so many characters are taken: whole ones have 1,000 tokens.
