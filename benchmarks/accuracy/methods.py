@@ -94,8 +94,7 @@ class Method:
 ALONE: dict[str, Any] = {"lora_moments": "keep"}
 
 #: What FedPer and FedRep have. As in their papers the head learns as fast as the rest.
-PRIVATE_HEAD: dict[str, Any] = {"reward_head": False, "bottleneck": 0,
-                                "head_lr": MethodSettings().lora_lr}  # fmt: skip
+PRIVATE_HEAD: dict[str, Any] = {"reward_head": False, "bottleneck": 0}
 
 METHODS = {
     one.name: one

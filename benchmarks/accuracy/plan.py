@@ -133,9 +133,19 @@ SWEEPS: dict[str, dict[str, dict[str, Any]]] = {
         told: {"objective": "separate", "anchor": 0.1} | rates
         for told, rates in {
             "0.0005, 2.5e-05": {"bottleneck_lr": 5e-4, "head_lr": 2.5e-5},
+            "0.0002, 0.0002": {"bottleneck_lr": 2e-4, "head_lr": 2e-4},
             "0.0001, 0.0002": {"bottleneck_lr": 1e-4, "head_lr": 2e-4},
             "no adapter, 0.0002": {"bottleneck": 0, "head_lr": 2e-4},
             "0.0001, 2.5e-05": {"bottleneck_lr": 1e-4, "head_lr": 2.5e-5},
+        }.items()
+    },
+    "rate of LoRA, adapter 0.0001, head 0.0002": {
+        told: {"objective": "separate", "anchor": 0.1, "bottleneck_lr": 1e-4, "head_lr": 2e-4}
+        | changes
+        for told, changes in {
+            "0.0002": {"lora_lr": 2e-4},
+            "0.002": {"lora_lr": 2e-3},
+            "0.002, proximal 0.1": {"lora_lr": 2e-3, "proximal": 0.1},
         }.items()
     },
     "adapter width, separate, beta 0.03": {
@@ -151,17 +161,18 @@ SWEEPS: dict[str, dict[str, dict[str, Any]]] = {
 
 #: Where they are tried: settings, and seeds of each; those named here in more.
 SWEPT_IN = {"film-10": (0, 1), "cross-3": (0,)}
+SWEPT_WIDEST = {
+    "people-4": (0,),
+    "conflict-4": (0,),
+    "film-3": (0,),
+    "people-16-tune": (0,),
+} | SWEPT_IN
 SWEPT_WIDER = {
     "objective and anchor": SWEPT_IN | {"film-3": (0,), "conflict-4": (0,)},
     "rate of LoRA, separate, anchor 0.1": SWEPT_IN
     | {"film-3": (0,), "conflict-4": (0,), "people-4": (0,)},
-    "rates of adapter and head, separate, anchor 0.1": {
-        "people-4": (0,),
-        "conflict-4": (0,),
-        "film-3": (0,),
-        "people-16-tune": (0,),
-    }
-    | SWEPT_IN,
+    "rates of adapter and head, separate, anchor 0.1": SWEPT_WIDEST,
+    "rate of LoRA, adapter 0.0001, head 0.0002": SWEPT_WIDEST,
 }
 
 #: How accuracy grows: the settings or rounds along each axis, and the rows compared.

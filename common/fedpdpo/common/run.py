@@ -68,8 +68,10 @@ class MethodSettings(Closed):
     )
     batch_pairs: int = Field(8, ge=1, le=_MOST, description="pairs in an optimizer step")
     lora_lr: Rate = Field(2e-4, description="AdamW learning rate of LoRA")
-    head_lr: Rate = Field(2.5e-5, description="AdamW learning rate of the LLM head")
-    bottleneck_lr: Rate = Field(5e-4, description="AdamW learning rate of the bottleneck")
+    head_lr: Rate = Field(
+        2e-4, description="AdamW learning rate of the LLM head; a full one wants a tenth"
+    )
+    bottleneck_lr: Rate = Field(1e-4, description="AdamW learning rate of the bottleneck")
     reward_lr: Rate = Field(5e-3, description="AdamW learning rate of the reward head")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient norm bound of a step")
     warmup_rounds: float = Field(
