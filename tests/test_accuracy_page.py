@@ -129,6 +129,17 @@ def test_a_page_can_be_made_before_the_table_was_run(tmp_path: Path) -> None:
     assert "The table was not run yet." in (tmp_path / "results.md").read_text(encoding="utf-8")
 
 
+def test_a_page_tells_of_rows_that_have_no_setting_whole(
+    results: dict[str, Any], tmp_path: Path
+) -> None:
+    bases = {
+        key: one for key, one in results["cells"].items() if key.startswith("test film-3 base")
+    }
+    page.write(results | {"cells": bases}, tmp_path / "results.md")
+    text = (tmp_path / "results.md").read_text(encoding="utf-8")
+    assert f"The table is complete in no setting yet; {len(SEEDS)} of its cells are in." in text
+
+
 def test_the_plan_asks_each_method_for_as_much() -> None:
     cells = list(tune_cells())
     methods = {cell.method for cell in cells}
