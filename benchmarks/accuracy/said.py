@@ -23,13 +23,13 @@ SAID = {
     "answers become less likely by more than 0.001 nats a token, instead of up to 0.15; where 16 "
     "people are judged on sides of debates that nobody trained on, the policy ranks 12 points "
     "better. It is somewhat less its client's own: 93 instead of 97 % where tastes are opposite, "
-    "and 82 without an adapter. The head's faster rate is 3 of these points. Two fifths of the "
-    "adapter's rate do as well: somewhat more where tastes are opposite, less where people "
-    "agree.",
+    "and 82 without an adapter. The head's faster rate is 3 of these points. Twice this rate for "
+    "the adapter ranks as well: the policy is right in 96 % where tastes are opposite, and in 54 "
+    "instead of 57 % for the 16.",
     "rate of LoRA, adapter 0.0001, head 0.0002": "Beside these slower private parts, ten times "
     "LoRA's rate lets people who agree in the main rank 1 and 4 points better, film clients 2 to "
     "3 worse; where tastes are opposite the policy falls from 93 to 64 % right. FedProx's "
-    "proximal term gives some of that back and changes nothing else.",
+    "proximal term gives 8 points of that back and changes the sums by two at most.",
     "adapter width, separate, beta 0.03": "With two losses and a beta of 0.03 the "
     "adapter costs the sum a point.",
     "schedule": "Private parts first, at twice the work, gives the same.",
