@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import pytest
@@ -408,7 +409,15 @@ def test_what_each_clients_model_writes_is_counted_and_judged(
     for told in found["models"].values():
         assert -1 <= told["sentiment"] <= 1
         assert len(told["first"]) == 3
+        assert told["sentiment"] == pytest.approx(fmean(told["scores"]))
     base = found["models"].pop("base")
+    assert base["change"] == base["change_error"] == 0
+    for told in found["models"].values():
+        apart = [
+            after - before for after, before in zip(told["scores"], base["scores"], strict=True)
+        ]
+        assert told["change"] == pytest.approx(fmean(apart))
+        assert told["change_error"] == pytest.approx(stdev(apart) / 3**0.5)
     assert any(told["first"] != base["first"] for told in found["models"].values())
 
 

@@ -25,6 +25,7 @@ from plan import (
     table_cells,
     tune_cells,
 )
+from report import ROOT
 from said import SAID
 
 MACHINE = {"cpu": "a processor", "cores": 2, "torch": "2"}
@@ -124,6 +125,41 @@ def test_the_page_tells_where_rows_differ_in_precision(results: dict[str, Any]) 
     assert "In 18 of 18 settings and seeds" in page.compute(results)
 
 
+def test_the_page_tells_what_models_write_and_the_base_model_once() -> None:
+    def told(change: float, text: str) -> dict[str, Any]:
+        return {"words": 5.0, "sentiment": 0.1 + change, "change": change,
+                "change_error": 0.02, "first": [text]}  # fmt: skip
+
+    models = {"base": told(0.0, "a film"), "warm-1": told(0.3, "a | nice\nfilm")}
+    runs = {
+        f"{rounds}": {
+            "cell": {"rounds": rounds},
+            "models": models | {"harsh-2": told(-rounds, "bad")},
+        }
+        for rounds in (4, 16)
+    }
+    assert page.written(runs).splitlines()[2:] == [
+        "| base | 0 | 5.0 | +0.100 |  | a film |",
+        "| warm-1 | 4 | 5.0 | +0.400 | +0.300 ± 0.020 | a   nice film |",
+        "| harsh-2 | 4 | 5.0 | -3.900 | -4.000 ± 0.020 | bad |",
+        "| warm-1 | 16 | 5.0 | +0.400 | +0.300 ± 0.020 | a   nice film |",
+        "| harsh-2 | 16 | 5.0 | -15.900 | -16.000 ± 0.020 | bad |",
+    ]
+
+
+def test_the_page_tells_a_newcomers_ranking_and_its_policys() -> None:
+    runs = {
+        f"{seed}": {
+            "accuracy": {
+                start: {"8": {"combined": share + seed / 10, "implicit": share - seed / 10}}
+                for start, share in (("shared", 0.6), ("alone", 0.5))
+            }
+        }
+        for seed in (1, 2)
+    }
+    assert page.newcomers(runs).splitlines()[2] == "| 8 | 75.0 | 65.0 | 45.0 | 35.0 |"
+
+
 def test_a_page_can_be_made_before_the_table_was_run(tmp_path: Path) -> None:
     page.write({"cells": {}, "setting": MACHINE}, tmp_path / "results.md")
     assert "The table was not run yet." in (tmp_path / "results.md").read_text(encoding="utf-8")
@@ -156,3 +192,12 @@ def test_the_plan_asks_each_method_for_as_much() -> None:
 
 def test_every_question_has_its_sentence() -> None:
     assert SAID.keys() == SWEEPS.keys()
+
+
+def test_the_readme_has_the_settings_as_the_page_has_them() -> None:
+    told = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = told.split("\n## Results\n")[1].split("\n## ")[0].strip().splitlines()
+    rows = [line for line in section if line.startswith("|")]
+    assert len(rows) == 3 + len([one for one in SETTINGS.values() if one.in_table])
+    assert set(rows) <= set(page.PAGE.read_text(encoding="utf-8").splitlines())
+    assert len(section) <= 15

@@ -7,7 +7,7 @@ import pytest
 from cell import ID_CHARS
 from compare import lines_of
 from plan import ROWS, SEEDS, table_cell, tune_cells
-from verdict import Table, aims, apart, headline, policies
+from verdict import Table, aims, apart, by_setting, headline, overview, policies
 
 SETTING = "conflict-4"
 PAIRS = 100
@@ -70,3 +70,20 @@ def test_what_a_policy_learnt_is_the_implicit_reward_after_the_last_average() ->
     assert shares[str(ROWS["less-bottleneck"])] == "53.0"
     assert shares["FedPDPO"] == "80.0"
     assert shares["FedAvg-DPO"] == "50.0"
+
+
+def test_the_overview_has_each_rows_mean_and_each_settings_best_baseline() -> None:
+    found, lines = table_of(ours=0.8, baseline=0.7)
+    for seed in SEEDS:
+        cell = found[table_cell(found, ROWS["ditto"], SETTING, seed).key]
+        cell["clients"]["ada"] = result(0.9)["clients"]["ada"]
+    both = {SETTING: lines_of(found, SETTING)} | {"people-4": lines[SETTING]}
+    rows = overview(both).splitlines()
+    assert "| **FedPDPO** | **80.0** | 80.0 | 80.0 | 1 |" in rows
+    assert "| Ditto | 80.0 | 80.0 | 80.0 | 1 |" in rows
+    assert "| reward head alone, no federation | 50.0 |  | 50.0 | 1 |" in rows
+    assert by_setting(both).splitlines()[2:] == [
+        "| opposite tastes, 4 personas | 50.0 | 50.0 | 90.0 Ditto | **80.0** |",
+        "| 4 people | 50.0 | 50.0 | 70.0 Ditto | **80.0** |",
+        "| mean | 50.0 | 50.0 | 80.0 | **80.0** |",
+    ]

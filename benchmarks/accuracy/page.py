@@ -28,7 +28,7 @@ from report import RESULTS, ROOT, BenchmarkError, console
 from said import SAID
 from sweeps import growth_points, sweep_points
 from tabular import percent, table, with_error
-from verdict import OURS, PROBE, aims, apart, headline, policies
+from verdict import OURS, PROBE, aims, apart, by_setting, headline, overview, policies
 
 PAGE = ROOT / "docs" / "results.md"
 TEXT = Path(__file__).with_name("page.md")
@@ -58,6 +58,8 @@ def write(results: dict[str, Any], page: Path) -> None:
     draw_growth(growth_points(found), pictures / "growth.svg")
     parts = {
         "headline": headline(found, lines),
+        "by_setting": by_setting(lines),
+        "overview": overview(lines),
         "ceiling": " and ".join(ceiling(num) for num in (3, 10)),
         "tables": "\n\n".join(accuracies(name, some) for name, some in lines.items()),
         "apart": apart(found, lines),
@@ -173,24 +175,36 @@ def newcomers(results: dict[str, Any]) -> str:
         return ""
     runs = list(results.values())
     rows = [
-        [num, *(percent(fmean(run["accuracy"][start][num]["combined"] for run in runs))
-                for start in ("shared", "alone"))]
+        [num, *(percent(fmean(run["accuracy"][start][num][kind] for run in runs))
+                for kind in ("combined", "implicit") for start in ("shared", "alone"))]
         for num in runs[0]["accuracy"]["shared"]
     ]  # fmt: skip
-    return table(["pairs", "from the federation's last adapter, %", "alone, %"], rows)
+    head = ["pairs", "from the federation's last adapter, %", "alone, %",
+            "its policy, from the last adapter, %", "its policy, alone, %"]  # fmt: skip
+    return table(head, rows)
 
 
 def written(results: dict[str, Any]) -> str:
     """What models write: words and sentiment."""
     if not results:
         return ""
-    rows = [
-        [name, f"{told['words']:.1f}", f"{told['sentiment']:+.3f} ± {told['sentiment_error']:.3f}",
-         told["first"][0].replace("|", " ").replace("\n", " ")]
-        for one in results.values()
-        for name, told in one["models"].items()
-    ]  # fmt: skip
-    return table(["model", "words", "sentiment", "for example"], rows)
+    rows: list[list[str]] = []
+    for one in sorted(results.values(), key=lambda one: one["cell"]["rounds"]):
+        rounds = one["cell"]["rounds"]
+        for name, told in one["models"].items():
+            base = name == "base"
+            if base and rows:
+                continue
+            rows.append([
+                name,
+                "0" if base else f"{rounds}",
+                f"{told['words']:.1f}",
+                f"{told['sentiment']:+.3f}",
+                "" if base else f"{told['change']:+.3f} ± {told['change_error']:.3f}",
+                told["first"][0].replace("|", " ").replace("\n", " "),
+            ])  # fmt: skip
+    head = ["model", "rounds", "words", "sentiment", "change", "for example"]
+    return table(head, rows)
 
 
 def processes(results: dict[str, Any]) -> str:

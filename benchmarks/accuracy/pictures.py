@@ -2,6 +2,7 @@
 
 from math import isnan
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib as mpl
@@ -14,6 +15,7 @@ from sweeps import Point
 
 COLOURS = {"baseline": "#999999", "ours": "#0072B2", "ablation": "#56B4E9"}
 BEST = "#E69F00"
+TITLE_CHARS = 32
 ROW_COLOURS = {"fedavg-ft": "#999999", "less-sharing": "#E69F00", "fedpdpo": "#0072B2"}
 MARKERS = {"fedavg-ft": "s", "less-sharing": "^", "fedpdpo": "o"}
 
@@ -44,7 +46,7 @@ def draw_table(lines: dict[str, dict[str, Line]], path: Path) -> None:
             axes.text(share + error + 0.7, place, f"{share:.1f}", va="center", fontsize=8)
         axes.set_yticks(range(len(names)), [str(ROWS[name]) for name in names])
         axes.axvline(50, color="#333333", linewidth=0.8, linestyle=":")
-        axes.set(title=SETTINGS[setting].title, xlim=(35, 108), xlabel="accuracy, %")
+        axes.set(title=SETTINGS[setting].title, xlim=(25, 112), xlabel="accuracy, %")
         axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
 
@@ -62,7 +64,7 @@ def draw_sweeps(questions: dict[str, dict[str, Point]], path: Path) -> None:
         axes.set_visible(False)
     for axes, (question, answers) in zip(panels.flat, questions.items(), strict=False):
         names = list(answers)[::-1]
-        best = max(names, key=lambda name: answers[name].mean)
+        best = max(answers, key=lambda name: answers[name].mean)
         for place, name in enumerate(names):
             share, error = 100 * answers[name].mean, 100 * answers[name].error
             colour = BEST if name == best else COLOURS["ours"]
@@ -70,7 +72,7 @@ def draw_sweeps(questions: dict[str, dict[str, Point]], path: Path) -> None:
             axes.text(share, place + 0.16, f"{share:.1f}", ha="center", fontsize=8)
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(-0.5, len(names) - 0.3)
-        axes.set_title(question)
+        axes.set_title(fill(question, TITLE_CHARS))
         axes.tick_params(labelbottom=True)
         axes.spines[["top", "right"]].set_visible(False)
     figure.supxlabel("accuracy on tune after aggregation, %")

@@ -23,7 +23,7 @@ from bench import Bench
 from by_wire import same_bits
 from cell import Cell
 from fedpdpo.client.machine import available_cores
-from generations import generations, generations_cell
+from generations import LONGER, generations, generations_cell
 from machine import setting as machine_setting
 from model import get_model
 from newcomer import newcomer, newcomer_cell
@@ -155,7 +155,10 @@ class Runs:
         rate = chosen_rate(self.found, ROWS["fedpdpo"])
         job, cells = {
             "newcomer": (_newcomer, [newcomer_cell(seed, ROUNDS, rate) for seed in SEEDS]),
-            "generation": (_generations, [generations_cell(ROUNDS, rate)]),
+            "generation": (
+                _generations,
+                [generations_cell(times * ROUNDS, rate) for times in (1, LONGER)],
+            ),
             "processes": (_same_bits, [Cell("film-3", "fedpdpo", 0, 2, rate=rate)]),
         }[name]
         before = self._report.content.get(name, {})

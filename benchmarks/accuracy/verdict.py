@@ -39,6 +39,44 @@ def headline(found: dict[str, Any], lines: Table) -> str:
     )
 
 
+def by_setting(lines: Table) -> str:
+    """FedPDPO beside plain DPO, shared and not, and each setting's best baseline."""
+    if not lines:
+        return ""
+    rows, shares = [], []
+    for setting, some in lines.items():
+        best = best_baseline(some)
+        judged = [some["fedavg"], some["local"], best, some[OURS.name]]
+        shares.append([one.judged for one in judged])
+        fedavg, local, theirs, ours = map(percent, shares[-1])
+        title = SETTINGS[setting].title
+        rows.append([title, fedavg, local, f"{theirs} {best.row}", f"**{ours}**"])
+    means = [percent(fmean(column)) for column in zip(*shares, strict=True)]
+    rows.append(["mean", *means[:-1], f"**{means[-1]}**"])
+    head = ["ranked right, %", "FedAvg-DPO", "local-only DPO", "best baseline", "FedPDPO"]
+    return table(head, rows)
+
+
+def overview(lines: Table) -> str:
+    """Each row over all settings: how it ranks where it is judged, and what its policy learnt."""
+    if not lines:
+        return ""
+    rows = []
+    for row in ROWS.values():
+        some = [each[row.name] for each in lines.values()]
+        policy = percent(fmean(one.accuracy["after"]["implicit"] for one in some))
+        bold = "**" if row is OURS else ""
+        rows.append([
+            f"{bold}{row}{bold}",
+            f"{bold}{percent(fmean(one.judged for one in some))}{bold}",
+            "" if row is PROBE else policy,
+            percent(fmean(one.worst for one in some)),
+            f"{fmean(one.seconds for one in some):.0f}",
+        ])  # fmt: skip
+    head = ["method", "ranks right, %", "its policy alone, %", "worst client, %", "seconds"]
+    return table(head, rows)
+
+
 def alone(found: dict[str, Any], lines: Table) -> str:
     """What sharing adds to private parts, and what these do without it."""
     row = ROWS["less-sharing"]
