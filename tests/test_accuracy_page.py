@@ -130,7 +130,7 @@ def test_the_page_tells_what_models_write_and_the_base_model_once() -> None:
         return {"words": 5.0, "sentiment": 0.1 + change, "change": change,
                 "change_error": 0.02, "first": [text]}  # fmt: skip
 
-    models = {"base": told(0.0, "a film"), "warm-1": told(0.3, "a | nice\nfilm")}
+    models = {"base": told(0.0, "a film"), "warm-1": told(0.3, "a | nice\n<b>film")}
     runs = {
         f"{rounds}": {
             "cell": {"rounds": rounds},
@@ -140,9 +140,9 @@ def test_the_page_tells_what_models_write_and_the_base_model_once() -> None:
     }
     assert page.written(runs).splitlines()[2:] == [
         "| base | 0 | 5.0 | +0.100 |  | a film |",
-        "| warm-1 | 4 | 5.0 | +0.400 | +0.300 ± 0.020 | a   nice film |",
+        "| warm-1 | 4 | 5.0 | +0.400 | +0.300 ± 0.020 | a   nice &lt;b&gt;film |",
         "| harsh-2 | 4 | 5.0 | -3.900 | -4.000 ± 0.020 | bad |",
-        "| warm-1 | 16 | 5.0 | +0.400 | +0.300 ± 0.020 | a   nice film |",
+        "| warm-1 | 16 | 5.0 | +0.400 | +0.300 ± 0.020 | a   nice &lt;b&gt;film |",
         "| harsh-2 | 16 | 5.0 | -15.900 | -16.000 ± 0.020 | bad |",
     ]
 

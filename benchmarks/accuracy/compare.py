@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from itertools import chain
 from math import nan
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,8 @@ class Line:
 
     stage is the one at which the row is judged. accuracy[stage][kind]; error[stage] is the standard
     error over seeds of the combined one; worst is the mean over seeds of the worst one,
-    chosen_shift how much likelier chosen answers became in nats a token, both at the row's stage.
+    chosen_shift how much likelier chosen answers became in nats a token, both at the row's stage;
+    seconds is the median over seeds, which a busy machine does not move.
     """
 
     row: Row
@@ -65,7 +66,7 @@ def line(row: Row, stage: Stage, results: list[dict[str, Any]]) -> Line:
               for result in results),
         fmean(mean_accuracy(result, stage, "chosen_shift") for result in results),
         2.0 * fmean(client["adapter_bytes"] for client in clients) * shared,
-        fmean(result["seconds"] for result in results),
+        median(result["seconds"] for result in results),
     )  # fmt: skip
 
 

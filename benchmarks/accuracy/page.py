@@ -3,6 +3,7 @@
 import json
 import sys
 from collections import Counter
+from html import escape
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -201,7 +202,7 @@ def written(results: dict[str, Any]) -> str:
                 f"{told['words']:.1f}",
                 f"{told['sentiment']:+.3f}",
                 "" if base else f"{told['change']:+.3f} ± {told['change_error']:.3f}",
-                told["first"][0].replace("|", " ").replace("\n", " "),
+                escape(told["first"][0], quote=False).replace("|", " ").replace("\n", " "),
             ])  # fmt: skip
     head = ["model", "rounds", "words", "sentiment", "change", "for example"]
     return table(head, rows)
