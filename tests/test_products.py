@@ -62,11 +62,28 @@ def test_a_row_that_sees_nothing_gives_no_nan_to_the_others() -> None:
     assert all(part.isfinite().all() for part in torch.autograd.grad(found, (rows, keys)))
 
 
+@pytest.fixture(params=[torch.float32, torch.float64], ids=str)
+def default_dtype(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(request.param)
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.usefixtures("default_dtype")
 def test_products_are_float32s_own_whoever_computes_them(switch: Any) -> None:
     prefer_onednn()
-    one, other = torch.randn(64, 300), torch.randn(300, 80)
+    one, other = (torch.randn(*shape, dtype=torch.float32) for shape in ((64, 300), (300, 80)))
     exact = one.double() @ other.double()
     assert float((one @ other - exact).norm() / exact.norm()) < 1e-6
+
+
+@pytest.mark.usefixtures("default_dtype")
+def test_the_product_that_is_tried_is_of_float32(
+    switch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "_EXACT", 1e-12)
+    assert not prefer_onednn()
 
 
 def test_rounded_products_are_set_back(switch: Any, monkeypatch: pytest.MonkeyPatch) -> None:

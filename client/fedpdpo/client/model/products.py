@@ -30,7 +30,7 @@ def prefer_onednn() -> bool:
         return False  # before torch 2.9, or without oneDNN
     before = switch.fp32_precision
     draw = torch.Generator().manual_seed(0)
-    one, other = (torch.randn(128, 512, generator=draw) for _ in range(2))
+    one, other = (torch.randn(128, 512, generator=draw, dtype=torch.float32) for _ in range(2))
     exact = one.double() @ other.double().T
     switch.fp32_precision = "bf16"
     off = float((one @ other.T - exact).norm() / exact.norm())
